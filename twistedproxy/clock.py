@@ -1,0 +1,95 @@
+"""Deadlines for tens of thousands of connections, without a timer object or a heap entry for each.
+
+How it works
+    Whatever can time out is a `Timed`: it carries its own deadline. The wheel keeps, for each armed object, the tick at
+    which it will *look* at it, at most `LOOK_S` ahead. Moving a deadline further away, the common case on every request, is
+    one attribute store; the wheel finds out when it looks. Only a deadline that comes before the next look costs an insertion.
+    A deadline is never early, and late by at most two ticks (100 ms) plus the owner's own lateness.
+
+    No sockets and no reactor here: the owner calls `advance(now)` every `TICK_S`, tests call it with any time they like.
+    After Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), with lazy re-arming as Linux's TCP keepalive does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+TICK_S = 0.05
+LOOK_S = 2.5
+NEVER = float("inf")
+
+
+class Timed:
+    """Something with one deadline at a time; subclasses say what its passing means."""
+
+    __slots__ = ("_deadline", "_look")
+
+    def __init__(self) -> None:
+        self._deadline = NEVER
+        self._look = 0
+
+    def deadline_passed(self, now: float) -> None:
+        """Called once per armed deadline, which is cleared before the call."""
+        raise NotImplementedError
+
+
+class Wheel:
+    """The deadlines of one worker.
+
+    `seconds` is a monotonic clock in seconds.
+    """
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.seconds = seconds
+        self._buckets: dict[int, set[Timed]] = {}
+        self._tick = int(seconds() / TICK_S)
+
+    def arm(self, timed: Timed, deadline: float) -> None:
+        """Let `timed.deadline_passed` be called once the clock has passed `deadline` (absolute, seconds)."""
+        timed._deadline = deadline
+        look = timed._look
+        if look and deadline >= look * TICK_S:
+            return
+        self._insert(timed, deadline, self._tick)
+
+    def disarm(self, timed: Timed) -> None:
+        """Forget the deadline; the object is let go of at the next look."""
+        timed._deadline = NEVER
+
+    def _insert(self, timed: Timed, deadline: float, after: int) -> None:
+        earlier = self._buckets.get(timed._look)
+        if earlier is not None:
+            earlier.discard(timed)
+        look = min(int(deadline / TICK_S) + 1, after + int(LOOK_S / TICK_S))
+        if look <= after:
+            look = after + 1
+        timed._look = look
+        bucket = self._buckets.get(look)
+        if bucket is None:
+            self._buckets[look] = {timed}
+        else:
+            bucket.add(timed)
+
+    def advance(self, now: float) -> None:
+        """Look at everything due up to `now`; call what has passed."""
+        tick = self._tick
+        last = int(now / TICK_S)
+        if last - tick > len(self._buckets):
+            due = sorted(t for t in self._buckets if t <= last)
+        else:
+            due = [t for t in range(tick + 1, last + 1) if t in self._buckets]
+        self._tick = last
+        for tick in due:
+            for timed in self._buckets.pop(tick):
+                if timed._look != tick:
+                    continue
+                timed._look = 0
+                deadline = timed._deadline
+                if deadline <= now:
+                    timed._deadline = NEVER
+                    timed.deadline_passed(now)
+                elif deadline != NEVER:
+                    self._insert(timed, deadline, last)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))

@@ -1,0 +1,333 @@
+"""The configuration as running code knows it: frozen values, canonical addresses, every default filled in.
+
+A `Model` is what file and live changes together mean right now. Names of fields follow the keys of the file; units are in the names.
+Values are read in constructors (of pools, listeners, routes) and die there: nothing on the hot path looks into a model.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NewType
+
+Address = NewType("Address", str)
+"""Canonical text of an address: ``10.0.0.1:80``, ``[::1]:80``, ``name.example:80`` (lower case), ``unix:/absolute/path``."""
+
+
+class AdminState(enum.Enum):
+    """What the operator wants of a server; never mixed with its health."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    """Nothing new but what is sticky; open sessions go on."""
+    MAINT = "maint"
+    """Nothing new; sessions are cut at ``drain_tcp``."""
+
+
+class Health(enum.Enum):
+    """The verdict of the probes; unknown counts as up."""
+
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class Source(enum.Enum):
+    """Who put a server into its pool."""
+
+    FILE = "file"
+    ADMIN = "admin"
+    DISCOVERY = "discovery"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One address in a pool, with what the file says and what an operator set over it."""
+
+    address: Address
+    weight: int = 1
+    max_connections: int | None = None
+    """None: the pool's default."""
+    backup: bool = False
+    source: Source = Source.FILE
+    weight_set: int | None = None
+    state_set: AdminState | None = None
+    max_connections_set: int | None = None
+
+    @property
+    def weight_now(self) -> int:
+        return self.weight if self.weight_set is None else self.weight_set
+
+    @property
+    def state(self) -> AdminState:
+        return self.state_set or AdminState.READY
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    kind: str
+    """``tcp``, ``tls``, ``http``, ``postgres``, ``mysql`` or ``redis``."""
+    path: str = "/"
+    host: str | None = None
+    """Host field of an HTTP check; None: the server's address."""
+    port: int | None = None
+    """Port to ask instead of the server's own."""
+    status: tuple[tuple[int, int], ...] = ((200, 399),)
+    """Inclusive ranges of good HTTP statuses."""
+    body: str | None = None
+    """Text that the first 64 KiB of an HTTP body must contain."""
+    every_s: float = 2.0
+    timeout_s: float = 1.0
+    fall: int = 3
+    rise: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Eject:
+    """Passive ejection: `errors` failures within `within_s` that are also `ratio` of the server's requests then."""
+
+    errors: int = 5
+    ratio: float = 0.5
+    within_s: float = 10.0
+    for_s: float = 30.0
+    max_percent: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    tries: int = 2
+    on: tuple[str, ...] = ("connect", "reused")
+    budget: float = 0.2
+    """Share of the pool's active requests that may be retries (never less than 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    size: int = 128
+    timeout_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """Idle connections to one server, per worker."""
+
+    idle_s: float = 4.0
+    size: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    name: str
+    servers: tuple[Server, ...] = ()
+    balance: str = "round_robin"
+    """``round_robin``, ``least_conn``, ``p2c``, ``random``, ``least_time``, ``source_ip``, ``hash:path``, ``hash:header.NAME`` …"""
+    health: HealthCheck | None = None
+    eject: Eject | None = field(default_factory=Eject)
+    slow_start_s: float = 0.0
+    retry: Retry = field(default_factory=Retry)
+    queue: Queue = field(default_factory=Queue)
+    keepalive: Keepalive = field(default_factory=Keepalive)
+    send_proxy: int = 0
+    """PROXY protocol version sent to servers; 0: none."""
+    max_connections: int = 256
+    """Default per server and machine, leases in flight."""
+
+    def server(self, address: str) -> Server | None:
+        for server in self.servers:
+            if server.address == address:
+                return server
+        return None
+
+    def limit_of(self, server: Server) -> int:
+        """Leases this server may have in flight, on the whole machine."""
+        for limit in (server.max_connections_set, server.max_connections):
+            if limit is not None:
+                return limit
+        return self.max_connections
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds; what each one covers is said in the schema."""
+
+    connect_s: float = 3.0
+    tls_handshake_s: float = 10.0
+    request_head_s: float = 10.0
+    body_idle_s: float = 30.0
+    request_s: float = 90.0
+    response_head_s: float = 60.0
+    response_idle_s: float = 60.0
+    write_stall_s: float = 30.0
+    keepalive_s: float = 60.0
+    tcp_idle_s: float = 3600.0
+    websocket_idle_s: float = 600.0
+    half_closed_s: float = 60.0
+    preread_s: float = 3.0
+    drain_http_s: float = 30.0
+    drain_tcp_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpListener:
+    address: Address
+    mode: int | None = None
+    """File mode of a unix socket."""
+    accept_proxy: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    max_connections: int = 10_000
+    """Per machine; divided over the workers."""
+    max_head: int = 32 * 1024
+    max_request_line: int = 8 * 1024
+    max_field: int = 16 * 1024
+    max_fields: int = 100
+    requests_per_connection: int = 1000
+    connection_age_s: float = 3600.0
+    min_body_rate: float = 500.0
+    """Bytes per second after 10 s; 0 is refused by the schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpListener:
+    address: Address
+    pool: str
+    mode: int | None = None
+    allow: tuple[str, ...] = ()
+    """Networks; empty: everybody. `deny` wins."""
+    deny: tuple[str, ...] = ()
+    accept_proxy: tuple[str, ...] = ()
+    max_connections: int = 10_000
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    path: str
+    """``/x/`` below, ``/x`` itself and below, ``=/x`` exactly."""
+    pool: str
+    strip: bool = False
+    max_body: int = 100 * 1024 * 1024
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    name: str
+    """The key of the table; also its first host."""
+    hosts: tuple[str, ...] = ()
+    """Lower case: exact names, ``*.suffix``, ``*``."""
+    routes: tuple[Route, ...] = ()
+    via: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLog:
+    file: str
+    """Absolute path, or ``-``."""
+    format: str = "combined"
+
+
+@dataclass(frozen=True, slots=True)
+class EventLog:
+    file: str = "-"
+    format: str = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    access: AccessLog | None = None
+    events: EventLog = field(default_factory=EventLog)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    name: str
+    role: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    listen: Address | None = Address("127.0.0.1:9901")
+    """None: only the socket in the state directory."""
+    names: tuple[str, ...] = ()
+    token_file: str = ""
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The whole configuration, live changes included."""
+
+    state_dir: str = ""
+    config_file: str = ""
+    workers: int = 1
+    admin: Admin = field(default_factory=Admin)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    http: tuple[HttpListener, ...] = ()
+    tcp: tuple[TcpListener, ...] = ()
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    sites: Mapping[str, Site] = field(default_factory=dict)
+    logs: Logs = field(default_factory=Logs)
+
+
+# Addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address taken apart for the socket calls."""
+
+    family: socket.AddressFamily
+    """AF_INET, AF_INET6 or AF_UNIX; AF_UNSPEC for a host name that must be resolved first."""
+    host: str
+    """IP, host name, or the path of a unix socket."""
+    port: int = 0
+
+    @property
+    def sockaddr(self) -> tuple[str, int] | str:
+        return self.host if self.family == socket.AF_UNIX else (self.host, self.port)
+
+    def __str__(self) -> str:
+        if self.family == socket.AF_UNIX:
+            return f"unix:{self.host}"
+        return f"[{self.host}]:{self.port}" if self.family == socket.AF_INET6 else f"{self.host}:{self.port}"
+
+
+def endpoint(address: str) -> Endpoint:
+    """Take a canonical address apart; `ValueError` says what is wrong with one that is not."""
+    if address.startswith("unix:"):
+        path = address[5:]
+        if not path or "\0" in path:
+            raise ValueError(f"{address!r} has no path after 'unix:'")
+        if len(path.encode()) > 107:
+            raise ValueError(f"{address!r}: the path of a unix socket has at most 107 bytes")
+        return Endpoint(socket.AF_UNIX, path)
+    host, colon, digits = address.rpartition(":")
+    if not colon or not (digits.isascii() and digits.isdigit()) or int(digits) > 65535:
+        raise ValueError(f"{address!r} is not HOST:PORT, [IPv6]:PORT or unix:PATH with a port up to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return Endpoint(socket.AF_INET6, str(ipaddress.IPv6Address(host[1:-1])), int(digits))
+        except ValueError:
+            raise ValueError(f"{address!r}: {host} is not an IPv6 address in brackets") from None
+    try:
+        return Endpoint(socket.AF_INET, str(ipaddress.IPv4Address(host)), int(digits))
+    except ValueError:
+        pass
+    if not is_host_name(host):
+        raise ValueError(f"{address!r}: {host!r} is not an IP address or a host name (an IPv6 address needs brackets)")
+    return Endpoint(socket.AF_UNSPEC, host.lower().rstrip("."), int(digits))
+
+
+def is_host_name(host: str) -> bool:
+    """Letters, digits, hyphens and underscores in labels of at most 63; not all digits and dots (that is a broken IPv4)."""
+    name = host[:-1] if host.endswith(".") else host
+    if not name or len(name) > 253 or name.replace(".", "").isdigit():
+        return False
+    return all(
+        0 < len(label) < 64 and label.isascii() and label.replace("-", "").replace("_", "").isalnum() and label[0] != "-" != label[-1]
+        for label in name.split(".")
+    )

@@ -1,0 +1,110 @@
+"""What the exchange knows of a message, whatever HTTP version carried it.
+
+Field names handed in are lower-case bytes; values are bytes without surrounding white space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+NO_BODY = 0
+CHUNKED = -1
+UNTIL_CLOSE = -2
+"""Body lengths: a number of bytes (0: none), or one of these two. A request is never UNTIL_CLOSE."""
+
+
+class Kind:
+    """Bits for fields the codec recognises while parsing, so that dropping them on the way out is one mask test per field."""
+
+    OTHER = 0
+    HOST = 1
+    CONTENT_LENGTH = 2
+    TRANSFER_ENCODING = 4
+    CONNECTION = 8
+    HOP_BY_HOP = 16
+    """Keep-Alive, Proxy-Connection, TE, Trailer, Upgrade, Proxy-Authorization (RFC 9110 7.6.1), HTTP2-Settings."""
+    FORWARDED = 32
+    """Forwarded, X-Forwarded-For, -Proto, -Host, -Port (and any name that differs from one of these only by underscores)."""
+    REQUEST_ID = 64
+    """X-Request-Id."""
+    EXPECT = 128
+    DATE = 256
+    SERVER = 512
+    VIA = 1024
+    INTERNAL = 2048
+    """X-Revproxy-*, X-Client-Cert-*: ours alone, removed from whatever a client sends."""
+    NOMINATED = 4096
+    """Named in a Connection field of the same message (never Host, Content-Length or Transfer-Encoding: those are refused)."""
+
+
+class Head(Protocol):
+    """A validated message head. `raw` bytes are kept; an object is built only for what is asked."""
+
+    size: int
+    """Bytes of the head in the buffer it was parsed from, empty line included."""
+    minor: int
+    """HTTP/1 minor version: 0 or 1."""
+    content_length: int
+    """-1 when the field is absent."""
+    is_chunked: bool
+    """Transfer-Encoding is exactly ``chunked``."""
+    wants_close: bool
+    """Connection: close, or HTTP/1.0 without keep-alive."""
+    upgrade: bytes | None
+    """Lower-case protocol when Connection nominates Upgrade and there is exactly one; else None."""
+
+    def get(self, name: bytes) -> bytes | None:
+        """Value of the first field of that name."""
+        ...
+
+    def get_all(self, name: bytes) -> list[bytes]: ...
+
+    def fields(self) -> Iterator[tuple[bytes, bytes]]:
+        """(name as sent, value) in order."""
+        ...
+
+    def write_h1(self, start_line: bytes | None, drop: int, remove: tuple[bytes, ...], tail: bytes) -> bytes:
+        """The head as HTTP/1 bytes: `start_line` (with CRLF; None: the one received), then every field whose kind is not in the
+        mask `drop` and whose name is not in `remove`, re-serialised from validated values, then `tail` (ends the head)."""
+        ...
+
+
+class RequestHead(Head, Protocol):
+    method: bytes
+    target: bytes
+    """As received; absolute-form is kept here, `path` is what routing uses."""
+    host: bytes
+    """Host as the client means it (absolute-form wins over the field): lower case, no trailing dot, no port; b"" when HTTP/1.0 has none."""
+    authority: bytes
+    """The same as received, with its port: what is forwarded as Host."""
+    path: bytes
+    """Canonical path: dot segments resolved, slashes merged, unreserved characters decoded, upper-case escapes; ``*`` for ``OPTIONS *``."""
+    query: bytes
+    """Raw, without the question mark; b"" when absent."""
+    expects_continue: bool
+
+
+class ResponseHead(Head, Protocol):
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResponse:
+    """An answer made here rather than by a server."""
+
+    status: int
+    body: bytes = b""
+    fields: tuple[tuple[bytes, bytes], ...] = field(default=())
+
+
+REASONS = {
+    100: b"Continue", 101: b"Switching Protocols", 200: b"OK", 204: b"No Content", 301: b"Moved Permanently", 302: b"Found",
+    304: b"Not Modified", 307: b"Temporary Redirect", 308: b"Permanent Redirect", 400: b"Bad Request", 401: b"Unauthorized",
+    403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 411: b"Length Required",
+    412: b"Precondition Failed", 413: b"Content Too Large", 414: b"URI Too Long", 417: b"Expectation Failed",
+    421: b"Misdirected Request", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
+    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported", 508: b"Loop Detected",
+}  # fmt: skip

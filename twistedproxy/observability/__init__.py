@@ -1,0 +1,1 @@
+"""What the data plane tells about itself: integers, log lines in batches. Nothing here formats anything on the hot path."""
