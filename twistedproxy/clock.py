@@ -14,6 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.logger import Logger
+
+_log = Logger()
+
 TICK_S = 0.05
 LOOK_S = 2.5
 NEVER = float("inf")
@@ -47,6 +51,8 @@ class Wheel:
     def arm(self, timed: Timed, deadline: float) -> None:
         """Let `timed.deadline_passed` be called once the clock has passed `deadline` (absolute, seconds)."""
         timed._deadline = deadline
+        if deadline == NEVER:
+            return
         look = timed._look
         if look and deadline >= look * TICK_S:
             return
@@ -87,7 +93,11 @@ class Wheel:
                 deadline = timed._deadline
                 if deadline <= now:
                     timed._deadline = NEVER
-                    timed.deadline_passed(now)
+                    try:
+                        timed.deadline_passed(now)
+                    except Exception:
+                        # One owner's bug must not cost the others their deadlines.
+                        _log.failure("the passing of a deadline of {timed!r} failed", timed=timed)
                 elif deadline != NEVER:
                     self._insert(timed, deadline, last)
 

@@ -7,6 +7,7 @@ Both are frozen values; `to_plain` and `from_plain` give the JSON form that AMP 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -131,18 +132,34 @@ def kind_of(value: Change | Observation) -> str:
 def to_plain(value: Change | Observation) -> dict[str, Any]:
     if isinstance(value, Batch):
         return {"kind": "batch", "changes": [to_plain(c) for c in value.changes]}
-    return {"kind": kind_of(value)} | plain.encode(value)
+    fields: dict[str, Any] = plain.encode(value)
+    return {"kind": kind_of(value)} | fields
 
 
 def from_plain(data: Mapping[str, Any]) -> Any:
     """The change or observation `to_plain` wrote; `ValueError` for anything else."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"expected a table, got {data!r}")
     fields = dict(data)
-    cls = _KINDS.get(fields.pop("kind", ""))
+    kind = fields.pop("kind", "")
+    cls = _KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise ValueError(f"unknown kind of change {data.get('kind')!r}; known: {', '.join(_KINDS)}")
+        raise ValueError(f"unknown kind of change {kind!r}; known: {', '.join(_KINDS)}")
     if cls is Batch:
-        return Batch(tuple(from_plain(c) for c in fields["changes"]))
+        parts = fields.pop("changes", None)
+        if fields or not isinstance(parts, list):
+            raise ValueError("a batch has a list of changes and nothing else")
+        changes = tuple(from_plain(part) for part in parts if _is_single(part))
+        return Batch(changes)
     return plain.decode(cls, fields)
+
+
+def _is_single(part: Any) -> bool:
+    """Batches hold neither batches nor observations: checked before anything is read, so that depth is bounded."""
+    kind = part.get("kind") if isinstance(part, Mapping) else None
+    if kind in ("batch", "health_seen", "ejected", "resolved", "row_assigned"):
+        raise ValueError(f"a batch cannot hold {kind!r}")
+    return True
 
 
 # Applying
@@ -204,11 +221,16 @@ def _add_server(model: Model, change: AddServer) -> Model:
     pool = find_pool(model, change.pool)
     server = change.server
     try:
-        canonical = str(endpoint(server.address))
+        place = endpoint(server.address)
+        canonical = str(place)
     except ValueError as e:
         raise ChangeRefused(400, str(e), "address") from None
     if canonical != server.address:
         raise ChangeRefused(400, f"address {server.address!r} must be written {canonical!r}", "address")
+    if place.family == socket.AF_UNIX and not place.host.startswith("/"):
+        raise ChangeRefused(400, f"address {server.address!r}: the path of a unix socket must be absolute", "address")
+    if place.family != socket.AF_UNIX and not place.port:
+        raise ChangeRefused(400, f"address {server.address!r}: a server's port is 1 to 65535", "address")
     _check_range("weight", server.weight, 0, MAX_WEIGHT)
     _check_range("max_connections", server.max_connections, 1, MAX_CONNECTIONS)
     if pool.server(server.address):

@@ -67,6 +67,8 @@ def _decode(kind: Any, plain: Any) -> Any:
             raise ValueError(f"expected a table, got {plain!r}")
         return {k: _decode(typing.get_args(kind)[1], v) for k, v in plain.items()}
     if isinstance(origin, type) and issubclass(origin, Sequence):
+        if not isinstance(plain, list):
+            raise ValueError(f"expected a list, got {plain!r}")
         return tuple(_decode(typing.get_args(kind)[0], v) for v in plain)
     while hasattr(kind, "__supertype__"):
         kind = kind.__supertype__
@@ -84,7 +86,10 @@ def _decode(kind: Any, plain: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind(plain)
     if kind is float and type(plain) is int:
-        return float(plain)
+        try:
+            return float(plain)
+        except OverflowError:
+            raise ValueError("expected float, got a number too large for one") from None
     if kind is not Any and type(plain) is not kind:
         raise ValueError(f"expected {kind.__name__}, got {plain!r}")
     return plain

@@ -34,9 +34,12 @@ class Kind:
     SERVER = 512
     VIA = 1024
     INTERNAL = 2048
-    """X-Revproxy-*, X-Client-Cert-*: ours alone, removed from whatever a client sends."""
+    """X-Revproxy-*, X-Client-Cert-*, X-Internal-*: ours alone, removed from whatever a client sends; and names that an underscore keeps
+    from being Content-Length, Transfer-Encoding, Host … (``Content_Length``): some servers cannot tell the difference."""
     NOMINATED = 4096
     """Named in a Connection field of the same message (never Host, Content-Length or Transfer-Encoding: those are refused)."""
+    CLAIM = 8192
+    """What only a trusted proxy may say besides FORWARDED: X-Real-IP, any other X-Forwarded-*, X-Original-URL, X-Rewrite-URL."""
 
 
 class Head(Protocol):
@@ -53,7 +56,10 @@ class Head(Protocol):
     wants_close: bool
     """Connection: close, or HTTP/1.0 without keep-alive."""
     upgrade: bytes | None
-    """Lower-case protocol when Connection nominates Upgrade and there is exactly one; else None."""
+    """(HTTP/1.1 only) Lower-case protocol when Connection nominates Upgrade and there is exactly one; else None."""
+
+    kinds: int
+    """All bits of `Kind` that some field of this head has."""
 
     def get(self, name: bytes) -> bytes | None:
         """Value of the first field of that name."""
@@ -80,10 +86,13 @@ class RequestHead(Head, Protocol):
     authority: bytes
     """The same as received, with its port: what is forwarded as Host."""
     path: bytes
-    """Canonical path: dot segments resolved, slashes merged, unreserved characters decoded, upper-case escapes; ``*`` for ``OPTIONS *``."""
+    """Canonical path: dot segments resolved, slashes merged, unreserved characters decoded, upper-case escapes; ``*`` for ``OPTIONS *``;
+    b"" for CONNECT."""
     query: bytes
     """Raw, without the question mark; b"" when absent."""
     expects_continue: bool
+    is_canonical: bool
+    """The request line as received may be forwarded unchanged: HTTP/1.1, and its target is `path` with the query (not absolute-form)."""
 
 
 class ResponseHead(Head, Protocol):

@@ -1,0 +1,47 @@
+# make run   try the demo          make test   everything a change must pass       make lint   ruff and mypy
+# make test-full   the same tests with their long forms (1 GB bodies, a million requests)
+# APT=0 make test   never installs Debian packages        PYTHON=python3.13 make run   picks the interpreter
+.DEFAULT_GOAL := run
+.PHONY: run test test-full lint clean native-notice
+
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
+MANIFEST := setup.cfg setup.py pyproject.toml twistedproxy/__init__.py $(wildcard twistedproxy/http/_head.pyx)
+TESTS ?= tests
+export PIP_ROOT_USER_ACTION := ignore
+
+run: .venv/run.stamp native-notice
+	$(PY) .venv/bin/twistd -n --pidfile= revproxy --demo
+
+test: .venv/test.stamp
+	@sh .ci/debian-packages </dev/null
+	$(PY) -m pytest -rs $(TESTS) </dev/null
+
+test-full: .venv/test.stamp
+	@sh .ci/debian-packages </dev/null
+	FULL=1 $(PY) -m pytest -rs $(TESTS) </dev/null
+
+lint: .venv/test.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# Editable: what runs is always this checkout, and the native codec is built into it.
+.venv/run.stamp: $(MANIFEST)
+	@test -x $(PY) || $(PYTHON) -m venv .venv || { echo "A venv cannot be made: apt-get install python3-venv" >&2; exit 1; }
+	$(PIP) install -e . </dev/null
+	@touch $@
+
+.venv/test.stamp: .venv/run.stamp
+	$(PIP) install -e '.[dev]' </dev/null
+	@touch $@
+
+native-notice:
+	@$(PY) -c "import twistedproxy.http._head" 2>/dev/null && echo "HTTP head codec: native" || \
+	  echo "HTTP head codec: pure Python, slower (for the native one: apt-get install gcc python3-dev; make clean run)"
+
+clean:
+	rm -rf .venv build dist *.egg-info twistedproxy/http/_head.c twistedproxy/http/_head*.so
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache _trial_temp* twisted/plugins/dropin.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

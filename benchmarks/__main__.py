@@ -1,0 +1,211 @@
+"""Measure: `python -m benchmarks [--quick] [--only NAME …]`. Writes results/TIME.{json,md,svg} and prints the table."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+from benchmarks import database, load, machine, report
+from benchmarks.load import BROWSER_FIELDS, Answered
+from benchmarks.peers import PEERS, Origin, Peer
+
+TOO_NOISY = 0.05
+"""A round in which more than this share of the CPU was stolen is repeated, at most twice."""
+Load = Callable[[Peer, float], Answered]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One sort of traffic, sent to every peer that can take it."""
+
+    name: str
+    title: str
+    load: Load
+    peers: tuple[str, ...]
+    seconds: float = 3.0
+
+
+@dataclass
+class Round:
+    peer: str
+    cpu_us: float
+    """CPU microseconds of the whole family per answer."""
+    user_us: float
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+    steal: float
+
+
+@dataclass
+class Result:
+    scenario: str
+    title: str
+    rounds: list[Round] = field(default_factory=list)
+
+    def of(self, peer: str) -> list[Round]:
+        return [r for r in self.rounds if r.peer == peer]
+
+
+HTTP = ("twistedproxy", "nginx", "haproxy", "envoy", "caddy")
+TCP = ("twistedproxy", "nginx", "haproxy", "envoy")
+
+
+def _get(path: str, connections: int = 64, fields: dict[str, str] | None = None, is_tcp: bool = False) -> Load:
+    def run(peer: Peer, seconds: float) -> Answered:
+        port = peer.tcp_port if is_tcp else peer.http_port
+        return load.wrk(f"http://127.0.0.1:{port}{path}", seconds, connections, fields or {})
+
+    return run
+
+
+def _post(script: Path) -> Load:
+    return lambda peer, seconds: load.wrk(f"http://127.0.0.1:{peer.http_port}/small", seconds, 64, BROWSER_FIELDS, script)
+
+
+def _fixed_rate(log: Path) -> Load:
+    return lambda peer, seconds: load.fixed_rate(f"http://127.0.0.1:{peer.http_port}/small", int(seconds), 2000, log)
+
+
+def scenarios(directory: Path) -> list[Scenario]:
+    script = directory / "post.lua"
+    script.write_text('wrk.method = "POST"\nwrk.body = string.rep("x", 10000)\n')
+    return [
+        Scenario("bare", "small GET, bare", _get("/small"), (*HTTP, "twisted.web.proxy")),
+        Scenario(
+            "browser", "small GET, 11 fields", _get("/small", fields=BROWSER_FIELDS), (*HTTP, "twistedproxy-pure", "twisted.web.proxy")
+        ),
+        Scenario("post", "POST 10 kB", _post(script), HTTP),
+        Scenario("10k", "10 kB answers", _get("/10k"), HTTP),
+        Scenario("1m", "1 MB answers", _get("/1m", 8), HTTP),
+        Scenario("connect", "new connection per request", _get("/small", fields={"Connection": "close"}), HTTP),
+        Scenario("l4", "L4, small exchanges", _get("/small", is_tcp=True), TCP),
+        Scenario("l4-1m", "L4, 1 MB", _get("/1m", 8, is_tcp=True), TCP),
+        Scenario("latency", "2,000 requests/s", _fixed_rate(directory / "h2load.log"), (*HTTP, "origin"), 4.0),
+    ]
+
+
+def measure(scenario: Scenario, peer: Peer, seconds: float) -> Round:
+    for attempt in range(3):
+        steal = machine.Steal()
+        pids = peer.pids()
+        before = machine.cpu_s(pids)
+        answered = scenario.load(peer, seconds)
+        after = machine.cpu_s(pids)
+        share = steal.share()
+        if share <= TOO_NOISY or attempt == 2:
+            break
+    count = max(answered.count, 1)
+    user, system = ((b - a) * 1e6 / count for a, b in zip(before, after, strict=True))
+    return Round(peer.name, user + system, user, answered.per_second, answered.p50_ms, answered.p99_ms, answered.errors, share)
+
+
+def run(wanted: Iterable[Scenario], peers: dict[str, Peer], rounds: int, scale: float) -> list[Result]:
+    results = []
+    for scenario in wanted:
+        result = Result(scenario.name, scenario.title)
+        names = [name for name in scenario.peers if name in peers]
+        for name in names:
+            scenario.load(peers[name], 1)  # connections to servers, caches, branch predictors
+        for _ in range(rounds):
+            result.rounds += [measure(scenario, peers[name], scenario.seconds * scale) for name in names]
+        results.append(result)
+        print(report.line(result), flush=True)
+    return results
+
+
+def check_equal(peers: dict[str, Peer]) -> None:
+    """All peers must pass on the same bytes, or the figures mean nothing."""
+    for path in ("/small", "/10k", "/1m"):
+        bodies = {name: load.fetch(peer.http_port, path) for name, peer in peers.items()}
+        different = [name for name, body in bodies.items() if body != bodies["origin"]]
+        if different:
+            raise SystemExit(f"{path}: {', '.join(different)} answered something else than the origin")
+
+
+def idle_memory(peers: dict[str, Peer], count: int) -> dict[str, dict[str, float]]:
+    """Bytes of PSS per idle connection: HTTP keep-alive, and L4 sessions."""
+    table: dict[str, dict[str, float]] = {}
+    for name, peer in peers.items():
+        if name in ("origin", "twisted.web.proxy"):
+            continue
+        row = table[name] = {}
+        for kind in ("http", "tcp") if peer.speaks_tcp else ("http",):
+            before = machine.pss_bytes(peer.pids())
+            connections = load.open_idle(peer.http_port if kind == "http" else peer.tcp_port, count)
+            time.sleep(0.5)
+            row[kind] = (machine.pss_bytes(peer.pids()) - before) / count
+            for connection in connections:
+                connection.close()
+            time.sleep(0.5)
+        row["family"] = before
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three short rounds of the main scenarios, under 3 minutes")
+    parser.add_argument("--only", nargs="*", default=[], help="scenarios by name")
+    parser.add_argument("--peers", nargs="*", default=[], help="peers by name")
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="also write the table into README.md")
+    options = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="bench-"))
+    wanted = [s for s in scenarios(directory) if not options.only or s.name in options.only]
+    if options.quick and not options.only:
+        wanted = [s for s in wanted if s.name in ("browser", "1m", "connect", "l4", "l4-1m")]
+    origin = Origin(directory, 0, 0)
+    running: dict[str, Peer] = {}
+    started: list[Peer] = []
+    versions = {name: kind.version() for name, kind in PEERS.items()}
+    try:
+        origin.start()
+        started.append(origin)
+        for name, kind in PEERS.items():
+            if versions[name] is None:
+                print(f"{name}: not installed, left out")
+            elif (not options.peers or name in options.peers) and any(name in s.peers for s in wanted):
+                peer = running[name] = kind(directory, origin.http_port, origin.http_port)
+                peer.start()
+                started.append(peer)
+        check_equal(running | {"origin": origin})
+        rounds = options.rounds or (3 if options.quick else 5)
+        results = run(wanted, running | {"origin": origin}, rounds, 0.6 if options.quick else 1.0)
+        extra: dict[str, object] = {}
+        if not options.only:
+            extra["idle"] = idle_memory(running, 1000 if options.quick else 3000)
+        if not options.quick and not options.only:
+            extra["workers"] = scaling(directory, origin)
+            extra["pgbench"] = database.measure(directory, ("twistedproxy", "nginx", "haproxy"), rounds)
+    finally:
+        for peer in reversed(started):
+            peer.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+    facts = {"machine": machine.describe(), "versions": versions, "results": [asdict(r) for r in results], **extra}
+    report.write(facts, results, keep=options.keep)
+
+
+def scaling(directory: Path, origin: Peer) -> dict[str, float]:
+    """Requests per second of two workers over one; the load generator and the origin share the same CPUs, so read it as a floor."""
+    found: dict[str, float] = {}
+    for workers in (1, 2):
+        peer = PEERS["twistedproxy"](directory / "scaling", origin.http_port, origin.http_port, workers)
+        peer.start()
+        try:
+            found[str(workers)] = median(
+                load.wrk(f"http://127.0.0.1:{peer.http_port}/small", 2, 64, BROWSER_FIELDS).per_second for _ in range(3)
+            )
+        finally:
+            peer.stop()
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""The proxies under test: one worker or thread each, the same features on (access log to a file, forwarding headers, kept-alive servers)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.machine import family
+
+MANY = 1_000_000
+"""Requests per connection everywhere, so that nobody pays for reconnecting."""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], name: str, log: Path) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{name} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"{name} does not listen on {port}:\n{log.read_text()[-2000:]}")
+
+
+class Peer:
+    """A proxy in a directory of its own, between `http_port` or `tcp_port` and the origin."""
+
+    name = ""
+    speaks_tcp = True
+
+    def __init__(self, directory: Path, origin: int, tcp_origin: int, workers: int = 1) -> None:
+        self.directory = directory / f"{self.name}-{workers}"
+        self.directory.mkdir(parents=True)
+        self.origin = origin
+        self.tcp_origin = tcp_origin
+        self.workers = workers
+        self.http_port = free_port()
+        self.tcp_port = free_port()
+        self.log = self.directory / "output.log"
+
+    def write(self, name: str, text: str) -> str:
+        path = self.directory / name
+        path.write_text(text)
+        return str(path)
+
+    def command(self) -> list[str]:
+        """Write the configuration; what to run."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    @classmethod
+    def version(cls) -> str | None:
+        """Version text, or None when the program is not installed."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        command = self.command()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.directory, env={**os.environ, **self.environment()}
+            )
+        wait_for(self.http_port, self.process, self.name, self.log)
+        if self.speaks_tcp:
+            wait_for(self.tcp_port, self.process, self.name, self.log)
+
+    def pids(self) -> list[int]:
+        return family(self.process.pid)
+
+    def stop(self) -> None:
+        pids = self.pids()
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(3)
+        except subprocess.TimeoutExpired:
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            self.process.wait()
+
+
+def _first_line(command: list[str]) -> str | None:
+    if not shutil.which(command[0]) and not Path(command[0]).exists():
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).strip().splitlines()[0]
+
+
+class Ours(Peer):
+    name = "twistedproxy"
+
+    @classmethod
+    def version(cls) -> str | None:
+        import twistedproxy
+
+        return twistedproxy.__version__
+
+    def command(self) -> list[str]:
+        config = f"""
+[workers]
+count = {self.workers}
+[listen]
+http = [{{ address = "127.0.0.1:{self.http_port}", requests_per_connection = {MANY} }}]
+[admin]
+listen = false
+[pools.web]
+servers = ["127.0.0.1:{self.origin}"]
+max_connections = 10000
+[pools.tcp]
+servers = ["127.0.0.1:{self.tcp_origin}"]
+max_connections = 10000
+[sites."*"]
+"/" = "web"
+[tcp."127.0.0.1:{self.tcp_port}"]
+pool = "tcp"
+[logs]
+access = {{ file = "access.log" }}
+"""
+        path = self.write("revproxy.toml", config)
+        return [sys.executable, "-m", "twisted", "-n", "--pidfile=", "revproxy", "--config", path]
+
+
+class OursPure(Ours):
+    """Without the native codec."""
+
+    name = "twistedproxy-pure"
+
+    def environment(self) -> dict[str, str]:
+        return {"TWISTEDPROXY_PURE": "1"}
+
+
+class Nginx(Peer):
+    name = "nginx"
+
+    @classmethod
+    def version(cls) -> str | None:
+        return _first_line(["nginx", "-v"])
+
+    def command(self) -> list[str]:
+        modules = "/usr/lib/nginx/modules/ngx_stream_module.so"
+        config = f"""
+{f"load_module {modules};" if os.path.exists(modules) else ""}
+worker_processes {self.workers}; daemon off; pid {self.directory}/pid; error_log {self.directory}/error.log; worker_rlimit_nofile 20000;
+events {{ worker_connections 10000; }}
+http {{
+  access_log {self.directory}/access.log combined; client_body_temp_path {self.directory}/body; proxy_temp_path {self.directory}/proxy;
+  fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u; scgi_temp_path {self.directory}/s;
+  keepalive_requests {MANY};
+  upstream web {{ server 127.0.0.1:{self.origin}; keepalive 64; keepalive_requests {MANY}; }}
+  server {{
+    listen 127.0.0.1:{self.http_port} backlog=4096 reuseport;
+    location / {{
+      proxy_pass http://web; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host;
+      proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Forwarded-Port $server_port; proxy_set_header X-Request-Id $request_id;
+    }}
+  }}
+}}
+stream {{ server {{ listen 127.0.0.1:{self.tcp_port}; proxy_pass 127.0.0.1:{self.tcp_origin}; }} }}
+"""
+        return ["nginx", "-p", str(self.directory), "-c", self.write("nginx.conf", config)]
+
+
+class Haproxy(Peer):
+    name = "haproxy"
+
+    @classmethod
+    def version(cls) -> str | None:
+        return _first_line(["haproxy", "-v"])
+
+    def command(self) -> list[str]:
+        config = f"""
+global
+    nbthread {self.workers}
+    maxconn 4000
+    log stdout format raw local0
+defaults
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    log global
+frontend http
+    mode http
+    bind 127.0.0.1:{self.http_port}
+    option httplog
+    option forwardfor
+    http-request set-header X-Forwarded-Proto http
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    http-request set-header X-Forwarded-Port {self.http_port}
+    unique-id-format %{{+X}}o\\ %ci:%cp_%fi:%fp_%Ts_%rt:%pid
+    unique-id-header X-Request-Id
+    default_backend web
+backend web
+    mode http
+    http-reuse always
+    server s 127.0.0.1:{self.origin} pool-max-conn 64
+listen tcp
+    mode tcp
+    bind 127.0.0.1:{self.tcp_port}
+    option splice-response
+    option splice-request
+    server s 127.0.0.1:{self.tcp_origin}
+"""
+        return ["haproxy", "-db", "-f", self.write("haproxy.cfg", config)]
+
+
+class Envoy(Peer):
+    name = "envoy"
+    _path = shutil.which("envoy") or str(Path(sys.executable).parent / "envoy")
+
+    @classmethod
+    def version(cls) -> str | None:
+        line = _first_line([cls._path, "--version"]) if Path(cls._path).exists() else None
+        return line if line is None else line.split("/")[0].rsplit(":", 1)[-1].strip() + " " + line
+
+    def command(self) -> list[str]:
+        config = f"""
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {self.http_port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: http
+          use_remote_address: true
+          access_log:
+          - name: envoy.access_loggers.file
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: {self.directory}/access.log
+          route_config:
+            virtual_hosts:
+            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: web}}}}]}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {self.tcp_port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: tcp
+          cluster: tcp
+  clusters:
+  - name: web
+    load_assignment: {{cluster_name: web, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1,
+      port_value: {self.origin}}}}}}}}}]}}]}}
+  - name: tcp
+    load_assignment: {{cluster_name: tcp, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1,
+      port_value: {self.tcp_origin}}}}}}}}}]}}]}}
+"""
+        path = self.write("envoy.yaml", config)
+        return [self._path, "-c", path, "--concurrency", str(self.workers), "--disable-hot-restart", "-l", "error"]
+
+
+class Caddy(Peer):
+    name = "caddy"
+    speaks_tcp = False
+
+    @classmethod
+    def version(cls) -> str | None:
+        return _first_line(["caddy", "version"])
+
+    def environment(self) -> dict[str, str]:
+        return {"GOMAXPROCS": str(self.workers), "HOME": str(self.directory), "XDG_DATA_HOME": str(self.directory)}
+
+    def command(self) -> list[str]:
+        config = f"""
+{{
+  admin off
+  auto_https off
+}}
+http://127.0.0.1:{self.http_port}, http://localhost:{self.http_port} {{
+  bind 127.0.0.1
+  log {{
+    output file {self.directory}/access.log
+  }}
+  reverse_proxy 127.0.0.1:{self.origin}
+}}
+"""
+        return ["caddy", "run", "--adapter", "caddyfile", "--config", self.write("Caddyfile", config)]
+
+
+class Stock(Peer):
+    """`twisted.web.proxy`, as Twisted ships it."""
+
+    name = "twisted.web.proxy"
+    speaks_tcp = False
+
+    @classmethod
+    def version(cls) -> str | None:
+        import twisted
+
+        return "Twisted " + twisted.__version__
+
+    def command(self) -> list[str]:
+        script = f"""
+from twisted.internet import epollreactor
+epollreactor.install()
+from twisted.internet import reactor
+from twisted.web.proxy import ReverseProxyResource
+from twisted.web.server import Site
+reactor.listenTCP({self.http_port}, Site(ReverseProxyResource("127.0.0.1", {self.origin}, b""), logPath="access.log"), interface="127.0.0.1")
+reactor.run()
+"""
+        return [sys.executable, self.write("stock.py", script)]
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Ours, OursPure, Nginx, Haproxy, Envoy, Caddy, Stock)}
+
+
+class Origin(Peer):
+    """nginx with short, medium and long answers; not measured."""
+
+    name = "origin"
+    speaks_tcp = False
+
+    def command(self) -> list[str]:
+        files = self.directory / "files"
+        files.mkdir()
+        (files / "small").write_bytes(b"x" * 100)
+        (files / "10k").write_bytes(os.urandom(10_000))
+        (files / "1m").write_bytes(os.urandom(1_000_000))
+        os.chmod(files, 0o755)
+        config = f"""
+worker_processes 1; daemon off; pid {self.directory}/pid; error_log {self.directory}/error.log; worker_rlimit_nofile 20000; user root;
+events {{ worker_connections 10000; }}
+http {{
+  access_log off; client_body_temp_path {self.directory}/body; proxy_temp_path {self.directory}/proxy;
+  fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u; scgi_temp_path {self.directory}/s;
+  keepalive_requests 100000000; keepalive_timeout 1h; client_max_body_size 0; sendfile on; tcp_nopush on; open_file_cache max=100;
+  server {{
+    listen 127.0.0.1:{self.http_port} backlog=4096;
+    location = /small {{ default_type text/plain; return 200 "{"x" * 100}"; }}
+    location / {{ root {files}; }}
+  }}
+}}
+"""
+        return ["nginx", "-p", str(self.directory), "-c", self.write("nginx.conf", config)]

@@ -1,0 +1,90 @@
+"""Prometheus gets every promised metric, with numbers that add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.config.changes import HealthSeen
+from twistedproxy.config.control import Snapshot, WorkerView
+from twistedproxy.config.model import Address, Health, Model, Pool, Server
+from twistedproxy.observability.metrics import Metrics, merge
+from twistedproxy.supervisor.exposition import render
+
+A, B = Address("127.0.0.1:9001"), Address("127.0.0.1:9002")
+
+
+def statistics() -> dict[str, Any]:
+    metrics = Metrics()
+    http = metrics.http('we"ird\n', "web")
+    for seconds in (0.0005, 0.002, 70.0):
+        http.record(A, 200, seconds)
+    http.record("", 503, 0.0)
+    listener = metrics.listener("127.0.0.1:80")
+    listener.open, listener.total, listener.bytes_in, listener.bytes_out = 3, 10, 100, 200
+    metrics.tcp_sessions["l4", "web", A] = 4
+    metrics.retries["web", "connect"] = 2
+    metrics.rejected["no_server"] = 1
+    return merge([metrics.to_plain([("web", A, 5, 100, 1)])])
+
+
+class Exposition(SynchronousTestCase):
+    def setUp(self) -> None:
+        model = Model(pools={"web": Pool("web", (Server(A, weight=3, weight_set=1), Server(B)))})
+        seen = {("web", str(B)): HealthSeen("web", B, Health.DOWN, "refused", 0.0)}
+        workers = (WorkerView(0, 1, "serving", 7, lag_seconds=0.5), WorkerView(1, 2, "serving", 7), WorkerView(2, 3, "gone", 7))
+        self.snapshot = Snapshot(model, 7, 1.0, "native", workers, seen)
+
+    def samples(self, extra: dict[str, Any] | None = None) -> dict[tuple[Any, ...], float]:
+        text = render(self.snapshot, statistics() | (extra or {})).decode()
+        return {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def test_every_promised_name_is_there(self) -> None:
+        """A dashboard built on the contract finds its series."""
+        names = {key[0] for key in self.samples({"health_checks": [["web", A, "ok", 5]]})}
+        self.assertLessEqual(
+            {
+                "revproxy_http_requests_total", "revproxy_http_request_duration_seconds_bucket", "revproxy_connections",
+                "revproxy_connections_total", "revproxy_tcp_sessions_total", "revproxy_bytes_total", "revproxy_server_up",
+                "revproxy_server_weight", "revproxy_server_connections", "revproxy_health_checks_total", "revproxy_retries_total",
+                "revproxy_rejected_total", "revproxy_config_revision", "revproxy_workers", "revproxy_reactor_lag_seconds",
+            },
+            names,
+        )  # fmt: skip
+
+    def test_numbers_and_labels(self) -> None:
+        """Counts arrive under the promised labels, odd site names escaped."""
+        got = self.samples()
+        site = ("site", 'we"ird\n')
+        self.assertEqual(got["revproxy_http_requests_total", ("code", "200"), ("pool", "web"), ("server", A), site], 3)
+        self.assertEqual(got["revproxy_http_requests_total", ("code", "503"), ("pool", "web"), ("server", ""), site], 1)
+        self.assertEqual(got["revproxy_connections", ("listener", "127.0.0.1:80")], 3)
+        self.assertEqual(got["revproxy_connections_total", ("listener", "127.0.0.1:80")], 10)
+        self.assertEqual(got["revproxy_bytes_total", ("direction", "out"), ("listener", "127.0.0.1:80")], 200)
+        self.assertEqual([got["revproxy_server_up", ("pool", "web"), ("server", s)] for s in (A, B)], [1, 0])
+        self.assertEqual([got["revproxy_server_weight", ("pool", "web"), ("server", s)] for s in (A, B)], [1, 1])
+        self.assertEqual([got["revproxy_server_connections", ("pool", "web"), ("server", s)] for s in (A, B)], [5, 0])
+        self.assertEqual([got["revproxy_workers", ("state", s)] for s in ("serving", "gone", "lagging")], [2, 1, 0])
+        self.assertEqual(got["revproxy_reactor_lag_seconds", ("worker", "0")], 0.5)
+        self.assertEqual(got["revproxy_config_revision",], 7)
+
+    def test_histogram_is_cumulative(self) -> None:
+        """Buckets count everything up to their bound; +Inf equals the count."""
+        got = self.samples()
+        name = "revproxy_http_request_duration_seconds"
+        labels = (("pool", "web"), ("site", 'we"ird\n'))
+        buckets = {key[1][1]: value for key, value in got.items() if key[0] == name + "_bucket"}
+        self.assertEqual((buckets["0.001"], buckets["0.0025"], buckets["60.0"], buckets["+Inf"]), (2, 3, 3, 4))
+        self.assertEqual(got[(name + "_count", *labels)], 4)
+        self.assertAlmostEqual(got[(name + "_sum", *labels)], 70.0025)
+
+    def test_nothing_to_tell_is_valid_too(self) -> None:
+        """A proxy that served nothing yet can be scraped."""
+        text = render(Snapshot(Model(), 0, 0.0, "python"), merge([])).decode()
+        self.assertIn("revproxy_config_revision 0.0", text)

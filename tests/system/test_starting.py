@@ -1,0 +1,95 @@
+"""Starting: what goes wrong is said at once, on standard error, with exit code 1; as a daemon it keeps its files in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import bed
+
+GOOD = '[pools.web]\nservers = ["127.0.0.1:9"]\n[sites."*"]\n"/" = "web"\n'
+
+
+def start(made: bed.Proxy, *options: str) -> bed.subprocess.CompletedProcess[str]:
+    command = [*bed.TWISTD, *(options or ("-n", "--pidfile=")), "revproxy", "--config", str(made.config_file)]
+    return bed.run(command, within=30, cwd=made.directory, env=bed.proxy_env())
+
+
+def test_a_taken_port_is_named(proxy) -> None:
+    """A port that somebody else has is an error at start, not a proxy that serves nobody."""
+    made = proxy(GOOD, start=False)
+    with socket.create_server((bed.HOST, made.http_port)):
+        done = start(made)
+    assert done.returncode == 1, done
+    said = done.stdout + done.stderr
+    assert f"{bed.HOST}:{made.http_port}" in said
+    assert "taken" in said
+    assert "Traceback" not in said
+
+
+def test_every_problem_of_a_broken_file_is_printed(proxy) -> None:
+    """All problems at once, each with file and line, and exit code 1."""
+    made = proxy('[pools.web]\nservers = ["127.0.0.1:99999"]\nbalanse = "random"\n[sites."*"]\n"/" = "wbe"\n', start=False)
+    done = start(made)
+    assert done.returncode == 1, done
+    lines = made.config_file.read_text().splitlines()
+    for text, words in (("99999", "65535"), ("balanse", "balance"), ("wbe", "web")):
+        number = next(n for n, line in enumerate(lines, 1) if text in line)
+        told = [line for line in done.stderr.splitlines() if f"revproxy.toml:{number}:" in line]
+        assert told, f"no problem told for line {number}:\n{done.stderr}"
+        assert any(words in line for line in told), told
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file_is_named(proxy) -> None:
+    """Without its file the proxy says which one it looked for."""
+    made = proxy(GOOD, start=False)
+    made.config_file.unlink()
+    done = start(made)
+    assert done.returncode == 1
+    assert str(made.config_file) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_instance_on_the_same_state_is_refused(proxy) -> None:
+    """Two proxies never write one journal."""
+    made = proxy(GOOD)
+    done = start(made)
+    assert done.returncode == 1, done
+    assert str(made.state) in done.stderr
+    assert made.is_ready()
+
+
+def test_as_a_daemon_with_pid_file_and_log(proxy) -> None:
+    """`twistd revproxy` returns once it is a daemon, with a pid file and a log; SIGTERM ends it and removes the pid file."""
+    made = proxy(GOOD, workers=2, start=False)
+    pid_file, log = made.directory / "pid", made.directory / "log"
+    done = start(made, "--pidfile", str(pid_file), "--logfile", str(log))
+    assert done.returncode == 0, done.stderr
+    bed.wait_until(made.is_ready, "the daemon to be ready", 20)
+    pid = int(pid_file.read_text())
+    try:
+        os.kill(pid, signal.SIGHUP)
+        assert made.fetch("/")[0] in (502, 503)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    bed.wait_until(lambda: not bed.is_alive(pid), "the daemon to end", 40)
+    assert not pid_file.exists()
+    assert "Traceback" not in log.read_text()
+
+
+def test_port_0_picks_one_and_tells(proxy) -> None:
+    """A listener on port 0 is found in the status."""
+    made = proxy(GOOD, listen=f'{{ address = "{bed.HOST}:0", max_connections = 4000 }}')
+    (listener,) = [one for one in made.get("/api/v1/status")["listeners"] if one["kind"] == "http"]
+    assert not listener["address"].endswith(":0")
+    assert bed.accepts(int(listener["address"].rpartition(":")[2]))
+
+
+def test_workers_hold_no_control_plane(proxy) -> None:
+    """Workers stay lean: the library that validates configurations is not even mapped into them."""
+    made = proxy(GOOD, workers=2)
+    for pid in made.workers().values():
+        maps = bed.Path(f"/proc/{pid}/maps").read_text()
+        assert "pydantic_core" not in maps

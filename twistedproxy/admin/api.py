@@ -1,0 +1,285 @@
+"""The admin API: one handler per row of `operations.OPERATIONS`, and the service that puts them on their sockets."""
+
+# mypy: disable-error-code="no-untyped-call"
+# (most of twisted.web has no annotations)
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from klein import Klein
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from werkzeug.exceptions import HTTPException
+
+from twistedproxy.admin import openapi, page, views
+from twistedproxy.admin.auth import GuessBrake, Tokens, token_from_file
+from twistedproxy.admin.bodies import read_body, read_if_match, read_query
+from twistedproxy.admin.events import EventStreams
+from twistedproxy.admin.gate import LocalGate, Router, TcpGate
+from twistedproxy.admin.operations import OPERATIONS, Operation
+from twistedproxy.admin.problems import Refuse, forbidden
+from twistedproxy.admin.site import AdminRequest, AdminSite, LocalPort, internal_error
+from twistedproxy.config import changes
+from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, SetMaxConnections, SetState, SetWeight
+from twistedproxy.config.control import Control, Snapshot
+from twistedproxy.config.model import Address, AdminState, Model, Server, endpoint
+from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
+
+Exposition = Callable[[Snapshot, Mapping[str, Any]], bytes]
+
+_log = Logger()
+
+
+class Api:
+    """What each operation does. Handlers return the body; headers are set on the request."""
+
+    def __init__(self, control: Control, exposition: Exposition, streams: EventStreams) -> None:
+        self._control = control
+        self._exposition = exposition
+        self._streams = streams
+
+    # Without a token
+
+    async def page(self, request: AdminRequest) -> bytes:
+        request.setHeader(b"Content-Type", b"text/html; charset=utf-8")
+        request.setHeader(b"Content-Security-Policy", page.CONTENT_SECURITY_POLICY)
+        return page.render()
+
+    async def stylesheet(self, request: AdminRequest) -> bytes:
+        request.setHeader(b"Content-Type", b"text/css; charset=utf-8")
+        return page.STYLE
+
+    async def health_live(self, request: AdminRequest) -> bytes:
+        return _json(request, {"status": "live"})
+
+    async def health_ready(self, request: AdminRequest) -> bytes:
+        if not self._control.snapshot().is_ready:
+            raise Refuse(503, "No worker serves, or one lags behind the latest revision.", headers={"Retry-After": "1"})
+        return _json(request, {"status": "ready"})
+
+    async def openapi(self, request: AdminRequest) -> bytes:
+        return _json(request, openapi.document())
+
+    # Reading
+
+    async def metrics(self, request: AdminRequest) -> bytes:
+        statistics = await self._control.fresh_statistics()
+        request.setHeader(b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")
+        return self._exposition(self._control.snapshot(), statistics)
+
+    async def status(self, request: AdminRequest) -> bytes:
+        snapshot = self._control.snapshot()
+        return _json(request, views.status(snapshot, self._control.statistics()), snapshot.revision)
+
+    async def pools(self, request: AdminRequest) -> bytes:
+        snapshot, statistics = self._control.snapshot(), self._control.statistics()
+        shown = [views.pool(pool, snapshot, statistics) for pool in snapshot.model.pools.values()]
+        return _json(request, {"pools": shown}, snapshot.revision)
+
+    async def pool(self, request: AdminRequest, pool: str) -> bytes:
+        snapshot = self._control.snapshot()
+        found = changes.find_pool(snapshot.model, pool)
+        return _json(request, views.pool(found, snapshot, self._control.statistics()), snapshot.revision)
+
+    async def changes(self, request: AdminRequest) -> bytes:
+        entries = self._control.history(request.arguments.get("after", 0))
+        return _json(request, {"changes": [views.entry(entry) for entry in entries]})
+
+    async def config(self, request: AdminRequest) -> bytes:
+        snapshot = self._control.snapshot()
+        return _json(request, views.config(snapshot), snapshot.revision)
+
+    async def events(self, request: AdminRequest) -> bytes:
+        request.setHeader(b"Content-Type", b"text/event-stream; charset=utf-8")
+        if request.method != b"HEAD":
+            await self._streams.open(request)
+        return b""
+
+    # Changing
+
+    async def change_server(self, request: AdminRequest, pool: str, address: str) -> bytes:
+        body = request.arguments
+        server = self._known_server(pool, address)
+        parts: list[SetWeight | SetState | SetMaxConnections] = []
+        if "weight" in body:
+            parts.append(SetWeight(pool, server, body["weight"]))
+        if "state" in body:
+            parts.append(SetState(pool, server, None if body["state"] is None else AdminState(body["state"])))
+        if "max_connections" in body:
+            parts.append(SetMaxConnections(pool, server, body["max_connections"]))
+        return await self._apply(request, parts[0] if len(parts) == 1 else Batch(tuple(parts)))
+
+    async def add_server(self, request: AdminRequest, pool: str) -> bytes:
+        body = request.arguments
+        changes.find_pool(self._control.snapshot().model, pool)
+        try:
+            where = endpoint(body["address"])
+        except ValueError as e:
+            raise Refuse(400, str(e), field="address") from None
+        self._check_target(where.host, str(where))
+        server = Server(Address(str(where)), body.get("weight", 1), body.get("max_connections"), body.get("backup", False))
+        return await self._apply(request, AddServer(pool, server))
+
+    def _check_target(self, host: str, address: str) -> None:
+        model = self._control.snapshot().model
+        objection = views.why_not_a_server(host)
+        if address.startswith("unix:") and not host.startswith("/"):
+            objection = "the path of a unix socket must be absolute"
+        elif address == model.admin.listen or os.path.dirname(host) == model.state_dir != "":
+            objection = f"{address} is the proxy's own admin side"
+        if objection:
+            raise Refuse(400, objection, field="address")
+
+    async def remove_server(self, request: AdminRequest, pool: str, address: str) -> bytes:
+        server = self._known_server(pool, address)
+        return await self._apply(request, RemoveServer(pool, server, now=request.arguments.get("now", False)))
+
+    def _known_server(self, pool: str, address: str) -> Address:
+        """The canonical address of a server there is; `ChangeRefused` 404 names those there are."""
+        found = changes.find_pool(self._control.snapshot().model, pool)
+        try:
+            address = str(endpoint(address))
+        except ValueError:
+            pass  # then it is none of ours, which find_server says best
+        return changes.find_server(found, address).address
+
+    async def _apply(self, request: AdminRequest, change: Change) -> bytes:
+        expected = read_if_match(request.requestHeaders.getRawHeaders(b"If-Match", []), self._control.snapshot().revision)
+        by = request.identity.name if request.identity else ""
+        reason = request.arguments.get("reason", "")
+        result = await self._control.apply(change, by=by, reason=reason, expected_revision=expected)
+        return _json(request, views.applied(result), result.revision)
+
+
+def _json(request: AdminRequest, value: Any, revision: int | None = None) -> bytes:
+    request.setHeader(b"Content-Type", b"application/json")
+    if revision is not None:
+        request.setHeader(b"ETag", b'"%d"' % revision)
+    return json.dumps(value).encode() + b"\n"
+
+
+def make_app(api: Api) -> Klein:
+    """Klein's routes, from the table of operations."""
+    app = Klein()
+    for operation in OPERATIONS:
+        _add_route(app, operation, getattr(api, operation.name))
+    on_error: Any = app.handle_errors(Exception)
+    on_error(_answer_failure)
+    return app
+
+
+def _add_route(app: Klein, operation: Operation, handler: Callable[..., Any]) -> None:
+    async def answer(request: AdminRequest, **parts: str) -> bytes | None:
+        if request.operation is not operation:
+            # The gate decided on another operation than Klein: never serve what was not decided on.
+            raise forbidden()
+        request.arguments = read_query(operation, request.args) | read_body(operation, request.content.read())
+        body: bytes = await handler(request, **parts)
+        if request.startedWriting:
+            return None
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+        return body
+
+    answer.__name__ = operation.name
+    # An address is the last part of its path and may hold slashes once decoded.
+    route = operation.path.replace("{address}", "<path:address>").replace("{", "<").replace("}", ">")
+    app.route(route, methods=[operation.method], endpoint=operation.name)(answer)
+
+
+def _answer_failure(request: AdminRequest, failure: Failure) -> bytes:
+    """The one place where an error becomes an answer."""
+    error = failure.value
+    if isinstance(error, Refuse):
+        refusal = error
+    elif isinstance(error, ChangeRefused):
+        refusal = Refuse(error.status, error.message, field=error.field)
+    elif isinstance(error, HTTPException):
+        refusal = Refuse(error.code or 500)
+    else:
+        _log.failure("admin request failed: {method} {operation}", failure, method=request.method, operation=request.operation)
+        refusal = internal_error()
+    body = request.set_problem(refusal)
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    return body
+
+
+def bind_local(path: str) -> socket.socket:
+    """A listening unix socket at `path`, mode 0600 from its first instant; a stale one is replaced. Raises `ConfigurationError`."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Linux gives the file the mode of the unbound socket, so that there is no moment in which others may open it.
+        os.fchmod(listening.fileno(), 0o600)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass  # nothing stale
+        listening.bind(path)
+        listening.listen(64)
+        listening.setblocking(False)
+    except OSError as e:
+        listening.close()
+        message = f"the admin socket {path} cannot be made: {e.strerror or e}; choose another state_dir (the path may have 107 bytes)"
+        raise ConfigurationError([Problem("state_dir", message)]) from None
+    return listening
+
+
+class AdminService(Service):
+    """The admin side of one supervisor.
+
+    The constructor reads or makes the token file and binds the unix socket, so that what is wrong is told before the daemon
+    forks (`ConfigurationError`). `tcp_socket` listens already and stays the caller's; None: unix socket only.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        model: Model,
+        reactor: Any,
+        exposition: Exposition,
+        tcp_socket: socket.socket | None,
+        unix_path: str,
+    ) -> None:
+        self._reactor = reactor
+        self._tcp_socket = tcp_socket
+        self._unix_path = unix_path
+        self.token_file = model.admin.token_file or os.path.join(model.state_dir or os.path.dirname(unix_path), "admin.token")
+        self._streams = EventStreams(reactor, control)
+        app = make_app(Api(control, exposition, self._streams))
+        router = Router(app.url_map)
+        tokens = Tokens(token_from_file(self.token_file), lambda: control.snapshot().model.admin)
+        gate = TcpGate(router, tokens, GuessBrake(reactor.seconds), lambda: control.snapshot().model.admin)
+        self.tcp_site = AdminSite(reactor, app.resource(), gate)
+        self.local_site = AdminSite(reactor, app.resource(), LocalGate(router))
+        self._local_socket = bind_local(unix_path)
+        self._ports: list[IListeningPort] = []
+
+    def startService(self) -> None:
+        super().startService()
+        local = LocalPort.over(self._local_socket, self._unix_path, self.local_site, self._reactor)
+        self.local_site.port = local
+        self._ports.append(local)
+        if self._tcp_socket is not None:
+            self._tcp_socket.setblocking(False)
+            port = self._reactor.adoptStreamPort(self._tcp_socket.fileno(), self._tcp_socket.family, self.tcp_site)
+            self.tcp_site.port = port
+            self._ports.append(port)
+
+    async def _stop(self) -> None:
+        self._streams.close_all()
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await maybeDeferred(port.stopListening)
+        for site in (self.tcp_site, self.local_site):
+            site.close_all()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())

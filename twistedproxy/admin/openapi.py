@@ -1,0 +1,127 @@
+"""OpenAPI 3.1 description of the API, made from the table of operations."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twistedproxy import __version__
+from twistedproxy.admin.operations import OPERATIONS, Operation
+
+_INT: dict[str, Any] = {"type": "integer"}
+_NUMBER: dict[str, Any] = {"type": "number"}
+_TEXT: dict[str, Any] = {"type": "string"}
+_FLAG: dict[str, Any] = {"type": "boolean"}
+_ANY: dict[str, Any] = {"type": "object", "additionalProperties": True}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def _list(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "Probe": _object(status=_TEXT),
+    "OpenApi": _ANY,
+    "Config": _ANY,
+    "Problem": {
+        "type": "object",
+        "properties": {"type": _TEXT, "title": _TEXT, "status": _INT, "detail": _TEXT, "field": _TEXT},
+        "required": ["type", "title", "status"],
+    },
+    "Worker": _object(
+        slot=_INT, pid=_INT, state={"type": "string", "enum": ["starting", "serving", "lagging", "stopping", "gone"]},
+        revision=_INT, connections=_INT, requests=_INT, lag_seconds=_NUMBER,
+    ),
+    "Listener": _object(address=_TEXT, kind={"type": "string", "enum": ["http", "tcp"]}, connections=_INT),
+    "Status": _object(
+        version=_TEXT, revision=_INT, uptime_seconds=_NUMBER, config_file=_TEXT,
+        head_codec={"type": "string", "enum": ["native", "python"]},
+        workers=_list(_ref("Worker")), listeners=_list(_ref("Listener")),
+    ),
+    "Health": _object(status={"type": "string", "enum": ["up", "down", "unknown"]}, reason=_TEXT, since=_or_null(_TEXT)),
+    "Server": _object(
+        address=_TEXT, weight=_object(configured=_INT, set=_or_null(_INT), effective=_INT),
+        state={"type": "string", "enum": ["ready", "drain", "maint"]}, backup=_FLAG, health=_ref("Health"), ejected=_FLAG,
+        max_connections=_INT, connections=_INT, requests=_INT, failures=_INT, share=_NUMBER,
+    ),
+    "Pool": _object(name=_TEXT, balance=_TEXT, queue=_object(waiting=_INT, size=_INT), servers=_list(_ref("Server"))),
+    "Pools": _object(pools=_list(_ref("Pool"))),
+    "Change": _object(
+        revision=_INT, at=_TEXT, by=_TEXT, reason=_TEXT, change=_ANY, undone_by=_or_null(_INT), confirm_by=_or_null(_TEXT),
+    ),
+    "Changes": _object(changes=_list(_ref("Change"))),
+    "Applied": _object(revision=_INT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT))),
+}  # fmt: skip
+
+_PARAMETERS = {"pool": "Name of the pool.", "address": "Address of the server, percent-encoded (unix:%2Frun%2Fapp.sock)."}
+_REVISION_HEADER = {"ETag": {"description": "The revision of the model, quoted.", "schema": _TEXT}}
+
+
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "description": _PARAMETERS[name], "schema": _TEXT}
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
+    found += [{"name": field.name, "in": "query", "description": field.help, "schema": field.schema()} for field in operation.query]
+    if operation.is_mutation:
+        help_text = "The revision this change is based on: quoted, bare or *. A stale one is 412."
+        found.append({"name": "If-Match", "in": "header", "description": help_text, "schema": _TEXT})
+    return found
+
+
+def _problem(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/problem+json": {"schema": _ref("Problem")}}}
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    schema = _ref(operation.answer) if operation.answer else _TEXT
+    answer: dict[str, Any] = {"description": operation.summary, "content": {operation.media_type: {"schema": schema}}}
+    if operation.answer in ("Pool", "Pools", "Status", "Config", "Applied"):
+        answer["headers"] = _REVISION_HEADER
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "parameters": _parameters(operation),
+        "responses": {"200": answer, "default": _problem("A problem: what is wrong and what to do.")},
+    }
+    if operation.name == "health_ready":
+        described["responses"]["503"] = _problem("No worker serves, or one lags.")
+    if operation.role is None:
+        described["security"] = []
+    else:
+        described["description"] = f"Role: {operation.role.name.lower()} or higher."
+    if operation.body is not None:
+        body: dict[str, Any] = {"type": "object", "properties": {f.name: f.schema() for f in operation.body}, "additionalProperties": False}
+        required = [field.name for field in operation.body if field.required]
+        if required:
+            body["required"] = required
+        if operation.at_least_one_of:
+            body["anyOf"] = [{"required": [name]} for name in operation.at_least_one_of]
+        described["requestBody"] = {"required": operation.needs_body, "content": {"application/json": {"schema": body}}}
+    return described
+
+
+def document() -> dict[str, Any]:
+    """The whole description."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "revproxy admin API", "version": __version__, "description": "Roles: view < operate < admin."},
+        "paths": paths,
+        "components": {"schemas": SCHEMAS, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"token": []}],
+    }

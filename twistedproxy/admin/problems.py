@@ -1,0 +1,49 @@
+"""Refusals of the admin API, as RFC 9457 problem bodies: what is wrong and what to do, never how we are built."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+CONTENT_TYPE = b"application/problem+json"
+
+
+class Refuse(Exception):
+    """A request that gets `status` and one sentence instead of what it asked for."""
+
+    def __init__(self, status: int, detail: str = "", *, field: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.field = field
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> bytes:
+        problem: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status}
+        if self.detail:
+            problem["detail"] = self.detail
+        if self.field:
+            problem["field"] = self.field
+        return json.dumps(problem).encode() + b"\n"
+
+
+def unauthorized() -> Refuse:
+    """The one answer to every missing, short, foreign or wrong token."""
+    return Refuse(401, headers={"WWW-Authenticate": "Bearer"})
+
+
+def forbidden() -> Refuse:
+    return Refuse(403)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown `name`: the nearest known one, or all of them."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, 1)
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    return f"; there are: {', '.join(choices)}" if choices else "; there are none here"

@@ -1,0 +1,127 @@
+"""The JSON shapes of the API (contract, section 3), made from snapshots and statistics."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from twistedproxy import __version__
+from twistedproxy.config import plain
+from twistedproxy.config.control import Applied, Entry, Snapshot
+from twistedproxy.config.model import AdminState, Health, Pool, Server
+
+
+def rfc3339(seconds: float) -> str:
+    """Wall-clock seconds since the epoch as UTC, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def status(snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    model = snapshot.model
+    open_now = dict(statistics["gauges"]["connections"])
+    listeners = [(listener.address, "http") for listener in model.http] + [(listener.address, "tcp") for listener in model.tcp]
+    return {
+        "version": __version__,
+        "revision": snapshot.revision,
+        "uptime_seconds": round(snapshot.uptime_s, 3),
+        "config_file": model.config_file,
+        "head_codec": snapshot.head_codec,
+        "workers": [plain.encode(worker) for worker in snapshot.workers],
+        "listeners": [
+            {"address": snapshot.addresses.get(address, address), "kind": kind, "connections": open_now.get(address, 0)}
+            for address, kind in listeners
+        ],
+    }
+
+
+def pool(pool: Pool, snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    waiting = next((n for name, n in statistics["gauges"]["queues"] if name == pool.name), 0)
+    shares = _shares(pool, snapshot)
+    active = {address: n for name, address, n in statistics["gauges"]["servers"] if name == pool.name}
+    totals = {address: (leases, failures) for name, address, leases, failures in statistics["servers"] if name == pool.name}
+    return {
+        "name": pool.name,
+        "balance": pool.balance,
+        "queue": {"waiting": waiting, "size": pool.queue.size},
+        "servers": [
+            {
+                "address": server.address,
+                "weight": {"configured": server.weight, "set": server.weight_set, "effective": server.weight_now},
+                "state": server.state.value,
+                "backup": server.backup,
+                "health": _health(pool, server, snapshot),
+                "ejected": (pool.name, server.address) in snapshot.ejected,
+                "max_connections": pool.limit_of(server),
+                "connections": active.get(server.address, 0),
+                "requests": totals.get(server.address, (0, 0))[0],
+                "failures": totals.get(server.address, (0, 0))[1],
+                "share": shares.get(server.address, 0.0),
+            }
+            for server in pool.servers
+        ],
+    }
+
+
+def _health(pool: Pool, server: Server, snapshot: Snapshot) -> dict[str, Any]:
+    seen = snapshot.health.get((pool.name, server.address))
+    if seen is None:
+        return {"status": Health.UNKNOWN.value, "reason": "not checked yet" if pool.health else "no health check configured", "since": None}
+    return {"status": seen.health.value, "reason": seen.reason, "since": rfc3339(seen.since)}
+
+
+def _shares(pool: Pool, snapshot: Snapshot) -> dict[str, float]:
+    """Each server's part of the effective weight among those available; backups count only when no primary is available."""
+
+    def is_available(server: Server) -> bool:
+        key = (pool.name, server.address)
+        seen = snapshot.health.get(key)
+        is_down = seen is not None and seen.health is Health.DOWN
+        return server.state is AdminState.READY and server.weight_now > 0 and not is_down and key not in snapshot.ejected
+
+    available = [server for server in pool.servers if is_available(server)]
+    serving = [server for server in available if not server.backup] or available
+    total = sum(server.weight_now for server in serving)
+    return {server.address: round(server.weight_now / total, 6) for server in serving}
+
+
+def applied(result: Applied) -> dict[str, Any]:
+    workers = {"total": result.total, "acked": result.acked, "lagging": list(result.lagging)}
+    return {"revision": result.revision, "workers": workers}
+
+
+def entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "revision": entry.revision,
+        "at": entry.at,
+        "by": entry.by,
+        "reason": entry.reason,
+        "change": dict(entry.change),
+        "undone_by": entry.undone_by,
+        "confirm_by": entry.confirm_by,
+    }
+
+
+def config(snapshot: Snapshot) -> dict[str, Any]:
+    """The effective configuration, live changes included; of tokens only who they are for."""
+    shown: dict[str, Any] = plain.encode(snapshot.model)
+    shown["admin"]["tokens"] = [{"name": token.name, "role": token.role} for token in snapshot.model.admin.tokens]
+    return shown
+
+
+def why_not_a_server(host: str) -> str:
+    """Why the API does not add a server at this IP address; "" when nothing speaks against it.
+
+    Link-local addresses hold the credentials of cloud machines (169.254.169.254): only the file may name them.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return ""
+    address = getattr(address, "ipv4_mapped", None) or address
+    kinds = {"link-local": address.is_link_local, "unspecified": address.is_unspecified, "multicast": address.is_multicast}
+    for kind, is_one in kinds.items():
+        if is_one:
+            return f"{host} is a {kind} address; the API adds none of these, put it into the configuration file if it is meant"
+    return ""

@@ -1,0 +1,142 @@
+"""What no single key can know: pools that are named must exist, nothing may be there twice, something must listen.
+
+The document may lack what was refused already; `tree` is everything as the file has it, so that one mistake is reported once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from twistedproxy.config import schema, values
+from twistedproxy.config.kinds import Origin
+from twistedproxy.config.locate import Path, dotted
+
+Finding = tuple[Path, str]
+Quote = Callable[[Path, str], str]
+"""A value as messages may show it: with its placeholders as written."""
+
+DEFAULT_HTTP = ":80"
+
+
+def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote: Quote) -> list[Finding]:
+    """All findings, in no particular order."""
+    return [
+        *_pools(document, tree),
+        *_references(document, tree, quote),
+        *_hosts(document, quote),
+        *_routes(document),
+        *_listeners(document, tree, origin, quote),
+    ]
+
+
+def _table(value: Any, *keys: str) -> Mapping[str, Any]:
+    """The table at `keys`, or an empty one."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _pools(document: schema.File, tree: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, pool in document.pools.items():
+        if not _table(tree, "pools", name).get("servers"):
+            yield ("pools", name), 'has no servers; add servers = ["HOST:PORT"]'
+        seen: dict[str, int] = {}
+        for index, server in enumerate(pool.servers):
+            first = seen.setdefault(server.address, index)
+            if first != index:
+                yield (
+                    ("pools", name, "servers", index),
+                    f"is the same server as servers[{first}]; each address can be in a pool once (use weight=N for a larger share)",
+                )
+
+
+def _references(document: schema.File, tree: Mapping[str, Any], quote: Quote) -> Iterator[Finding]:
+    known = _table(tree, "pools")
+
+    def unknown(path: Path, pool: str) -> Iterator[Finding]:
+        if pool not in known:
+            defined = ", ".join(sorted(known)[:20]) or "none"
+            yield path, f"there is no pool {quote(path, pool)}.{values.did_you_mean(pool, known)} Pools are: {defined}"
+
+    for site_name, site in document.sites.items():
+        for route_path, route in site.routes.items():
+            path: Path = ("sites", site_name, route_path)
+            is_table = isinstance(_table(tree, "sites", site_name).get(route_path), dict)
+            yield from unknown((*path, "pool") if is_table else path, route.pool)
+    for address, listener in document.tcp.items():
+        path = ("tcp", address, "pool")
+        yield from unknown(path, listener.pool)
+        pool = document.pools.get(listener.pool)
+        if pool and pool.balance.startswith("hash:"):
+            balance = quote(("pools", listener.pool, "balance"), pool.balance)
+            yield (
+                path,
+                f"the pool {quote(path, listener.pool)} balances by {balance}, which needs HTTP; for TCP give it one of "
+                f"{', '.join(values.BALANCE)}, or name another pool",
+            )
+
+
+def _hosts(document: schema.File, quote: Quote) -> Iterator[Finding]:
+    seen: dict[str, Path] = {}
+    for site_name, site in document.sites.items():
+        try:
+            hosts: list[tuple[Path, str]] = [(("sites", site_name), values.parse_host(site_name))]
+        except ValueError as e:
+            yield ("sites", site_name), f"the table's name is the site's host: {e}"
+            hosts = []
+        hosts += [(("sites", site_name, "names", i), host) for i, host in enumerate(site.names)]
+        for path, host in hosts:
+            first = seen.setdefault(host, path)
+            if first != path:
+                yield path, f"the host {quote(path, host)} is taken by {dotted(first)}; each host belongs to one site"
+
+
+def _routes(document: schema.File) -> Iterator[Finding]:
+    for site_name, site in document.sites.items():
+        seen: dict[str, str] = {}
+        for written in site.routes:
+            path = ("sites", site_name, written)
+            try:
+                canonical = values.parse_route_path(written)
+            except ValueError as e:
+                yield path, str(e)
+                continue
+            first = seen.setdefault(canonical, written)
+            if first != written:
+                yield path, f"is the same route as {values.shown(first)}; remove one of them"
+
+
+def _listeners(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote: Quote) -> Iterator[Finding]:
+    found: list[tuple[Path, str]] = []
+    if document.listen.http is None and document.sites:
+        found.append((("listen", "http"), values.parse_listen(DEFAULT_HTTP, origin.base_dir, origin.has_ipv6)))
+    found += [(("listen", "http", i), listener.address) for i, listener in enumerate(document.listen.http or ())]
+    for written, tcp in document.tcp.items():
+        try:
+            address = values.parse_listen(written, origin.base_dir, origin.has_ipv6)
+        except ValueError as e:
+            yield ("tcp", written), f"the table's name is the address: {e}"
+            continue
+        found.append((("tcp", written), address))
+        if tcp.mode is not None and not address.startswith("unix:"):
+            yield ("tcp", written, "mode"), "is for unix sockets only; remove it or listen on unix:PATH"
+    if document.admin.listen:
+        found.append((("admin", "listen"), document.admin.listen))
+    yield from _taken(found, quote)
+    has_http = bool(_table(tree, "listen").get("http"))
+    if document.sites and "http" in _table(tree, "listen") and not has_http:
+        yield ("listen", "http"), 'is empty, so that no site can be reached; add an address such as ":80"'
+    elif not (has_http or tree.get("tcp") or tree.get("sites")):
+        yield (), 'nothing listens: add a site with a route, or a [tcp."ADDRESS"] with a pool'
+
+
+def _taken(found: list[tuple[Path, str]], quote: Quote) -> Iterator[Finding]:
+    seen: dict[str, Path] = {}
+    for path, address in found:
+        if address.endswith(":0") and not address.startswith("unix:"):
+            continue
+        everywhere = address.replace("0.0.0.0:", "[::]:") if address.startswith("0.0.0.0:") else address
+        first = seen.setdefault(everywhere, path)
+        if first != path:
+            yield path, f"{quote(path, address)} is taken by {dotted(first)} already; each listener needs its own address"

@@ -1,0 +1,398 @@
+"""One client's HTTP/1 connection: bytes become exchanges, one after the other.
+
+It reads heads and bodies, keeps at most one exchange going, holds pipelined bytes back until it is their turn, and owns the
+client-side deadlines: idle, head, body, and the wait for a response.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from twisted.python.failure import Failure
+
+from twistedproxy.clock import Timed
+from twistedproxy.errors import BadBody, BadHead, BadProxyHeader, BodyTimeout, ClientGone, HeadTimeout, ProxyError, WriteStall
+from twistedproxy.http.bodies import LengthReader
+from twistedproxy.http.exchange import SPLICE_FROM, Exchange, State
+from twistedproxy.http.failures import failure_response
+from twistedproxy.http.forwarding import Client
+from twistedproxy.http.h1 import ChunkedReader, request_body_length, response_head
+from twistedproxy.http.head import PartialRequest, parse_request
+from twistedproxy.http.local import local_answer
+from twistedproxy.http.messages import CHUNKED, NO_BODY, LocalResponse, RequestHead
+from twistedproxy.net.proxy_protocol import Parsed
+from twistedproxy.net.relay import relay_exactly
+from twistedproxy.net.splice import Splice
+from twistedproxy.net.transport import HIGH_WATER, Transport
+
+if TYPE_CHECKING:
+    from twistedproxy.http.front import HttpFront
+
+MIN_RATE_AFTER_S = 10.0
+"""The minimum body rate is held against a client from this age of the body on."""
+_IDLE_LINGER_S = 5.0
+"""How long an idle connection may still send one last request when the worker drains."""
+
+
+class Reading(enum.Enum):
+    """What the next bytes of a connection are."""
+
+    HEAD = "head"
+    BODY = "body"
+    HELD_BACK = "held back"
+    """Pipelined requests, while an exchange is on."""
+    NOTHING = "nothing"
+    """The connection is closing, or belongs to a tunnel."""
+
+
+class FrontConnection(Timed):
+    """One client's HTTP/1 connection."""
+
+    __slots__ = ("front", "transport", "client", "client_port", "local", "exchange", "reading", "is_gone", "response_deadline",
+                 "_buffer", "_partial", "_body", "_splice", "_requests", "_born", "_rate_since", "_rate_bytes", "_is_paused",
+                 "_is_looping")  # fmt: skip
+
+    def __init__(self, front: HttpFront, transport: Transport) -> None:
+        super().__init__()
+        self.front = front
+        self.transport = transport
+        self.client = _NOBODY
+        self.client_port = 0
+        self.local = ("", 0)
+        self.exchange: Exchange | None = None
+        self.reading = Reading.HEAD
+        self.is_gone = False
+        self.response_deadline = 0.0
+        self._buffer = b""
+        """What came behind the request in hand: pipelined requests."""
+        self._partial: PartialRequest | None = None
+        """A head that has begun to come."""
+        self._body: LengthReader | ChunkedReader | None = None
+        self._splice: Splice | None = None
+        self._requests = 0
+        self._born = front.seconds()
+        self._rate_since = 0.0
+        self._rate_bytes = 0
+        self._is_paused = False
+        self._is_looping = False
+
+    # The beginning of a connection
+
+    def announced(self, parsed: Parsed, leftover: bytes) -> None:
+        """The PROXY header has come; LOCAL means the sender's own connection."""
+        if parsed.source is None or parsed.is_local:
+            self.begin(self.transport.peer, self.transport.peer_port, None, leftover)
+        else:
+            ip, port = parsed.source
+            self.begin(ip, port, parsed.destination, leftover)
+
+    def not_announced(self, error: BadProxyHeader) -> None:
+        self.front.metrics.rejected[error.reason] += 1
+        self.is_gone = True
+        self.front.closed(self)
+
+    def begin(self, ip: str, port: int, local: tuple[str, int] | None, data: bytes) -> None:
+        """Read requests from a client at `ip`; `data` came behind the PROXY header."""
+        front, transport = self.front, self.transport
+        self.local = local or transport.local
+        self.client = Client(ip, self.local[1], bool(front.trusted) and front.trusted.contains(transport.peer))
+        self.client_port = port
+        transport.registerProducer(self)
+        front.wheel.arm(self, self._born + front.timeouts.request_head_s)
+        transport.start(self)
+        if data:
+            self.dataReceived(data)
+
+    # Bytes from the client
+
+    def dataReceived(self, data: bytes) -> None:
+        front = self.front
+        front.counts.bytes_in += len(data)
+        reading = self.reading
+        if reading is Reading.HEAD:
+            self._read_requests(data)
+        elif reading is Reading.BODY:
+            self._read_body(data)
+        elif reading is Reading.HELD_BACK:
+            self._buffer += data
+            if len(self._buffer) > HIGH_WATER:
+                self.pause_reading()
+
+    def _read_requests(self, data: bytes) -> None:
+        """Start the requests in `data` one after the other, for as long as each is done before the next."""
+        self._is_looping = True
+        while data and self.reading is Reading.HEAD:
+            try:
+                partial = self._partial
+                if partial is None:
+                    head = parse_request(data, self.front.limits)
+                else:
+                    head = partial.feed(data)
+                    data = partial.data
+                if head is None:
+                    if partial is None:
+                        self._head_began(data)
+                    break
+                length = request_body_length(head)
+            except BadHead as error:
+                self._refuse(error)
+                break
+            self._partial = None
+            self._buffer = data[head.size :] if len(data) > head.size else b""
+            self._begin_exchange(head, length)
+            data = self._buffer
+        self._is_looping = False
+
+    def _head_began(self, data: bytes) -> None:
+        front = self.front
+        self._partial = PartialRequest(front.limits, data)
+        if self._requests:
+            # The head's own deadline runs from its first byte; the first head's from the connection's birth.
+            front.wheel.arm(self, front.seconds() + front.timeouts.request_head_s)
+
+    def _begin_exchange(self, head: RequestHead, length: int) -> None:
+        front = self.front
+        now = front.seconds()
+        self._requests += 1
+        request_id = front.fresh_id()
+        if self.client.is_trusted:
+            request_id = self.client.request_id(head, request_id)
+        exchange = self.exchange = Exchange(self, head, request_id, now)
+        if self._requests >= front.requests_per_connection or now - self._born > front.connection_age_s:
+            exchange.keep_alive = False
+        first = b""
+        is_complete = True
+        if length == NO_BODY:
+            self.reading = Reading.HELD_BACK
+        else:
+            body = self._body = ChunkedReader() if length == CHUNKED else LengthReader(length)
+            self.reading = Reading.BODY
+            self._rate_since = now
+            self._rate_bytes = 0
+            try:
+                first = body.feed(self._buffer)
+            except BadBody as error:
+                exchange.bad_body(error)
+                return
+            self._buffer = b""
+            is_complete = body.is_done
+            if is_complete:
+                exchange.trailers = body.trailers
+                self._body_ended(body.leftover)
+            else:
+                front.wheel.arm(self, now + front.timeouts.body_idle_s)
+        local = local_answer(exchange.method, head)
+        if local is not None:
+            exchange.is_request_complete = is_complete
+            exchange.answer(local)
+        else:
+            exchange.start(length, first, is_complete)
+
+    def _read_body(self, data: bytes) -> None:
+        exchange, body = self.exchange, self._body
+        assert exchange is not None and body is not None
+        try:
+            payload = body.feed(data)
+            self._check_rate(len(data))
+        except ProxyError as error:
+            exchange.bad_body(error)
+            return
+        if payload:
+            exchange.request_data(payload)
+        if body.is_done and self.exchange is exchange:
+            self._body_ended(body.leftover)
+            exchange.request_complete(body.trailers)
+
+    def _check_rate(self, count: int) -> None:
+        """`BodyTimeout` when the body has come slower than the listener's minimum for long; a pause of ours starts the measure anew."""
+        front = self.front
+        now = front.seconds()
+        self._rate_bytes += count
+        elapsed = now - self._rate_since
+        if elapsed > MIN_RATE_AFTER_S and self._rate_bytes < front.min_body_rate * elapsed:
+            raise BodyTimeout(f"the body comes slower than {front.min_body_rate:g} bytes per second")
+        front.wheel.arm(self, now + front.timeouts.body_idle_s)
+
+    def _body_ended(self, leftover: bytes) -> None:
+        self.reading = Reading.HELD_BACK
+        self._body = None
+        self._buffer = leftover
+        self.resume_reading()
+
+    def splice_body(self, sink: Transport) -> None:
+        """What is left of a long body of known length goes to the server's socket inside the kernel."""
+        body = self._body
+        if isinstance(body, LengthReader) and body.left >= SPLICE_FROM and self.transport.is_plain and sink.is_plain:
+            self._splice = relay_exactly(self.transport, sink, body.left, self._spliced, self._splice_done)
+
+    def _spliced(self, count: int) -> None:
+        body, exchange, front = self._body, self.exchange, self.front
+        front.counts.bytes_in += count
+        if isinstance(body, LengthReader) and exchange is not None:
+            body.left -= count
+            exchange.request_spliced(count)
+            front.wheel.arm(self, front.seconds() + front.timeouts.body_idle_s)
+
+    def _splice_done(self) -> None:
+        self._splice = None
+        exchange = self.exchange
+        if exchange is not None:
+            self._body_ended(b"")
+            exchange.request_complete(())
+
+    # What an exchange asks for
+
+    def write(self, data: bytes) -> None:
+        self.front.counts.bytes_out += len(data)
+        self.transport.write(data)
+
+    def await_response(self, deadline: float) -> None:
+        """The request is complete; without a response head by `deadline` the exchange is told."""
+        self.response_deadline = deadline
+        self.front.wheel.arm(self, deadline)
+
+    def stop_waiting(self) -> None:
+        """The response has begun: from here on the transport watches for a client that takes nothing."""
+        if self.reading is not Reading.BODY:
+            self.front.wheel.disarm(self)
+
+    def pause_reading(self) -> None:
+        if not self._is_paused:
+            self._is_paused = True
+            self.transport.pauseProducing()
+            if self.reading is Reading.BODY:
+                self.front.wheel.disarm(self)
+
+    def resume_reading(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self.transport.resumeProducing()
+            if self.reading is Reading.BODY:
+                now = self._rate_since = self.front.seconds()
+                self._rate_bytes = 0
+                self.front.wheel.arm(self, now + self.front.timeouts.body_idle_s)
+
+    def detach(self) -> Transport:
+        """Hand the transport over to a tunnel; `sent_early` is what the client sent ahead."""
+        self.reading = Reading.NOTHING
+        self.front.wheel.disarm(self)
+        self.transport.unregisterProducer()
+        return self.transport
+
+    @property
+    def sent_early(self) -> bytes:
+        return self._buffer
+
+    def exchange_done(self, exchange: Exchange, now: float) -> None:
+        """The exchange is over: the next request, or the end of the connection."""
+        self.exchange = None
+        if self._splice is not None:
+            self._splice.cancel()
+            self._splice = None
+        if self.is_gone:
+            return
+        if self.reading is Reading.NOTHING:  # a tunnel: the relay has closed both transports
+            self.is_gone = True
+            self.front.closed(self)
+        elif exchange.keep_alive:
+            self.reading = Reading.HEAD
+            front = self.front
+            front.wheel.arm(self, now + front.timeouts.keepalive_s)
+            if self._is_paused:
+                self.resume_reading()
+            if self._buffer and not self._is_looping:
+                data, self._buffer = self._buffer, b""
+                self._read_requests(data)
+        else:
+            self._close(may_have_input=self._body is not None or bool(self._buffer))
+
+    # Ends
+
+    def _close(self, may_have_input: bool) -> None:
+        """Close after what was written. Bytes still on their way would turn that into a reset: they are read and dropped."""
+        self.reading = Reading.NOTHING
+        self._buffer = b""
+        self._partial = self._body = None
+        self.front.wheel.disarm(self)
+        if may_have_input:
+            self.transport.linger()
+        else:
+            self.transport.loseConnection()
+
+    def _refuse(self, error: ProxyError) -> None:
+        """Answer something that never became a request, and close: where the next request would begin is unknown."""
+        front = self.front
+        self._requests += 1
+        request_id = front.fresh_id()
+        self._answer(failure_response(error, None, request_id))
+        front.metrics.rejected[error.reason] += 1
+        if front.access_log is not None:
+            ip = self.client.ip
+            front.access_log.log_http(
+                ip, None, error.status, 0, 0, "", "", "", 0.0, 0, error.cause, error.phase, request_id, front.address
+            )  # fmt: skip
+        self._close(may_have_input=True)
+
+    def _answer(self, local: LocalResponse) -> None:
+        self.write(response_head(local, 1, False) + local.body)
+
+    def readConnectionLost(self) -> None:
+        """The client sent FIN. It may still want what has begun to come; nobody works for one that left before."""
+        exchange = self.exchange
+        if exchange is None:
+            self._close(may_have_input=False)
+        elif exchange.state is State.RESPONDING and self.reading is Reading.HELD_BACK:
+            exchange.keep_alive = False
+        else:
+            exchange.client_gone(ClientGone("the client closed the connection"))
+
+    def connectionLost(self, reason: Failure) -> None:
+        self.is_gone = True
+        self.reading = Reading.NOTHING
+        self.front.wheel.disarm(self)
+        exchange = self.exchange
+        if exchange is not None:
+            error = reason.value
+            exchange.client_gone(error if isinstance(error, WriteStall) else ClientGone("the connection to the client was lost"))
+        self.front.closed(self)
+
+    def deadline_passed(self, now: float) -> None:
+        exchange = self.exchange
+        if exchange is not None:
+            if self.reading is Reading.BODY:
+                exchange.bad_body(BodyTimeout("the body stopped coming"))
+            else:
+                exchange.deadline_passed()
+        elif self._partial is not None:
+            self._refuse(HeadTimeout("the request head did not come in time"))
+        else:
+            self._close(may_have_input=False)
+
+    def drain(self) -> None:
+        """Let go as soon as the client has its answer; an idle connection may send one last request for a moment."""
+        if self.exchange is None and self.reading is Reading.HEAD:
+            self.front.wheel.arm(self, min(self.front.seconds() + _IDLE_LINGER_S, self._deadline))
+
+    def cut(self) -> None:
+        """Time is up."""
+        if self.exchange is not None:
+            self.exchange.cut()
+        if not self.is_gone:
+            self.transport.abortConnection()
+
+    # The response's backpressure: the client's transport is full or has room again
+
+    def pauseProducing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.pause_response()
+
+    def resumeProducing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.resume_response()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; `connectionLost` says so too."""
+
+
+_NOBODY = Client("", 0, False)

@@ -1,0 +1,44 @@
+"""The one place where an error becomes the answer a client sees (RFC 9457 problem, or HTML for browsers)."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+
+from twistedproxy.errors import ProxyError
+from twistedproxy.http.messages import REASONS, LocalResponse, RequestHead
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{status} {title}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em;color-scheme:light dark}}\
+code{{opacity:.7}}</style><h1>{title}</h1><p>{detail}.</p><p><code>{status} &middot; {request_id}</code></p></html>
+"""
+
+
+def failure_response(error: ProxyError, head: RequestHead | None, request_id: bytes) -> LocalResponse:
+    """What the client is told of `error`; it names neither server nor pool."""
+    status = error.status
+    title = REASONS.get(status, b"Error").decode()
+    detail = error.detail if status < 500 else _PUBLIC.get(status, title.lower())
+    accept = head.get(b"accept") if head is not None else None
+    if accept is not None and b"text/html" in accept and b"problem+json" not in accept:
+        kind = b"text/html; charset=utf-8"
+        body = _PAGE.format(status=status, title=title, detail=escape(detail), request_id=escape(request_id.decode("latin-1"))).encode()
+    else:
+        kind = b"application/problem+json"
+        body = json.dumps(
+            {"type": "about:blank", "title": title, "status": status, "detail": detail, "instance": request_id.decode("latin-1")}
+        ).encode()
+    fields = [(b"Content-Type", kind), (b"Cache-Control", b"no-store"), (b"X-Request-Id", request_id)]
+    if error.retry_after_s:
+        fields.append((b"Retry-After", b"%d" % error.retry_after_s))
+    if status == 405:
+        fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
+    return LocalResponse(status, body, tuple(fields))
+
+
+_PUBLIC = {
+    502: "the server behind this proxy could not be reached or gave no valid answer",
+    503: "no server is available for this request now",
+    504: "the server behind this proxy did not answer in time",
+}
+

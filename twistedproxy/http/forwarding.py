@@ -1,0 +1,171 @@
+"""What a request and a response look like on the other side: hop-by-hop fields removed, the client told of, nothing of the server shown.
+
+RFC 9110 section 7.6 (message forwarding), RFC 9112 section 9.6 (close). The names of the X-Forwarded fields follow what all peers set.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from twistedproxy.http.messages import CHUNKED, REASONS, UNTIL_CLOSE, Kind, RequestHead, ResponseHead
+from twistedproxy.net.networks import Networks
+
+_ALWAYS_DROPPED = Kind.TRANSFER_ENCODING | Kind.CONNECTION | Kind.HOP_BY_HOP | Kind.NOMINATED
+_DROPPED_FROM_STRANGERS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.FORWARDED | Kind.REQUEST_ID
+_DROPPED_FROM_FRIENDS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.REQUEST_ID
+_X_FORWARDED_FOR = (b"x-forwarded-for",)
+_NOTHING: tuple[bytes, ...] = ()
+
+UPGRADES = frozenset({b"websocket"})
+"""Protocols that may be switched to; for any other the Upgrade field is dropped, and the request goes on as plain HTTP."""
+
+
+def client_address(peer: str, head: RequestHead, trusted: Networks) -> str:
+    """The client's IP: the right-most X-Forwarded-For entry that is not a trusted proxy's, starting at the socket's peer.
+
+    An entry that is not an IP ends the walk: what stands left of it was not written by anybody we trust.
+    """
+    address = peer
+    if not trusted or not trusted.contains(peer):
+        return address
+    for line in reversed(head.get_all(b"x-forwarded-for")):
+        for entry in reversed(line.split(b",")):
+            text = entry.strip().decode("latin-1")
+            if not _is_ip(text):
+                return address
+            address = text
+            if not trusted.contains(address):
+                return address
+    return address
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class Client:
+    """What one client connection adds to every request it sends; made once per connection."""
+
+    __slots__ = ("ip", "is_trusted", "_fields", "_for", "_proto", "_port")
+
+    def __init__(self, ip: str, local_port: int, is_trusted: bool) -> None:
+        self.ip = ip
+        self.is_trusted = is_trusted
+        self._for = ip.encode() or b"unknown"
+        self._proto = b"http"
+        self._port = b"%d" % local_port
+        self._fields = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\nX-Forwarded-Host: " % (
+            self._for,
+            self._proto,
+            self._port,
+        )
+
+    def request_id(self, head: RequestHead, fresh: bytes) -> bytes:
+        """The id this request is known by: a trusted proxy's own, else `fresh`."""
+        if self.is_trusted:
+            given = head.get(b"x-request-id")
+            if given and len(given) <= 128 and given.isascii() and given.decode().isprintable():
+                return given
+        return fresh
+
+    def request(
+        self,
+        head: RequestHead,
+        path: bytes | None,
+        host: bytes | None,
+        via: bytes,
+        request_id: bytes,
+        body_length: int,
+        upgrade: bytes | None,
+    ) -> bytes:
+        """The request head for the server.
+
+        `path` is the path to ask for (None: as received), `host` what stands in for a missing Host (None: it has one),
+        `via` a complete Via line or b"", `upgrade` the protocol the client asks to switch to, if that is allowed.
+        """
+        if path is None:
+            start = None if head.minor == 1 else b"%b %b HTTP/1.1\r\n" % (head.method, head.target)
+        else:
+            target = b"%b?%b" % (path, head.query) if head.query or head.target.endswith(b"?") else path
+            start = b"%b %b HTTP/1.1\r\n" % (head.method, target)
+        remove = _NOTHING
+        if self.is_trusted:
+            drop = _DROPPED_FROM_FRIENDS
+            remove = _X_FORWARDED_FOR
+            tail = self._kept_fields(head)
+        else:
+            drop = _DROPPED_FROM_STRANGERS
+            tail = b"%b%b\r\n" % (self._fields, head.authority)
+        if host is not None:
+            tail = b"Host: %b\r\n%b" % (host, tail)
+            drop |= Kind.HOST
+        elif path is not None and not head.is_canonical:
+            # Absolute-form: the target's authority is what counts (RFC 9112 3.2.2); exactly one Host goes out.
+            tail = b"Host: %b\r\n%b" % (head.authority, tail)
+            drop |= Kind.HOST
+        if via:
+            tail += via
+        if body_length == CHUNKED:
+            tail += b"Transfer-Encoding: chunked\r\n"
+            drop |= Kind.CONTENT_LENGTH
+        if upgrade is not None:
+            tail += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
+        return head.write_h1(start, drop, remove, b"%bX-Request-Id: %b\r\n\r\n" % (tail, request_id))
+
+    def _kept_fields(self, head: RequestHead) -> bytes:
+        """Behind a trusted proxy: X-Forwarded-For is appended to, the others are set only where it did not."""
+        chain = b", ".join((*head.get_all(b"x-forwarded-for"), self._for))
+        fields = b"X-Forwarded-For: %b\r\n" % chain
+        for name, value in (
+            (b"X-Forwarded-Proto", self._proto),
+            (b"X-Forwarded-Port", self._port),
+            (b"X-Forwarded-Host", head.authority),
+        ):
+            if head.get(name.lower()) is None:
+                fields += b"%b: %b\r\n" % (name, value)
+        return fields
+
+
+_RESPONSE_DROPPED = _ALWAYS_DROPPED | Kind.INTERNAL
+
+
+def response(head: ResponseHead, body_length: int, is_http10: bool, keep_alive: bool) -> bytes:
+    """The response head for the client. With `keep_alive` False it announces the close."""
+    start = None if head.minor == 1 else b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))
+    drop = _RESPONSE_DROPPED
+    if body_length < 0:
+        drop |= Kind.CONTENT_LENGTH
+        if not is_http10:
+            return head.write_h1(start, drop, _NOTHING, _CHUNKED_TAIL if keep_alive else _CHUNKED_CLOSE_TAIL)
+    if not keep_alive:
+        return head.write_h1(start, drop, _NOTHING, _CLOSE_TAIL)
+    return head.write_h1(start, drop, _NOTHING, _KEEP_ALIVE_TAIL if is_http10 else _TAIL)
+
+
+_TAIL = b"\r\n"
+_CLOSE_TAIL = b"Connection: close\r\n\r\n"
+_KEEP_ALIVE_TAIL = b"Connection: keep-alive\r\n\r\n"
+_CHUNKED_TAIL = b"Transfer-Encoding: chunked\r\n\r\n"
+_CHUNKED_CLOSE_TAIL = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+
+
+def switching(head: ResponseHead, upgrade: bytes) -> bytes:
+    """The 101 for the client: hop-by-hop fields removed and this hop's own put in."""
+    start = None if head.minor == 1 else b"HTTP/1.1 101 Switching Protocols\r\n"
+    drop = _RESPONSE_DROPPED | Kind.CONTENT_LENGTH
+    return head.write_h1(start, drop, _NOTHING, b"Connection: Upgrade\r\nUpgrade: %b\r\n\r\n" % upgrade)
+
+
+def interim(head: ResponseHead) -> bytes:
+    """A 1xx other than 101 for the client."""
+    start = None if head.minor == 1 else b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))
+    return head.write_h1(start, _RESPONSE_DROPPED | Kind.CONTENT_LENGTH, _NOTHING, _TAIL)
+
+
+def close_delimits(body_length: int, is_http10: bool) -> bool:
+    """True when only closing the client's connection can end this body: no length is known, and the client knows no chunks."""
+    return is_http10 and body_length in (CHUNKED, UNTIL_CLOSE)

@@ -1,0 +1,95 @@
+"""The HTTP listener in one worker: what all of its connections share."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import socket
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+
+from twistedproxy.clock import Wheel
+from twistedproxy.config.model import HttpListener, Timeouts
+from twistedproxy.http.connection import FrontConnection
+from twistedproxy.http.destination import Destination
+from twistedproxy.http.head import Limits
+from twistedproxy.http.routes import Router
+from twistedproxy.net.networks import Networks
+from twistedproxy.net.proxy_protocol import ProxyHeaderReader
+from twistedproxy.net.transport import Transport
+from twistedproxy.observability.access_log import AccessLog
+from twistedproxy.observability.metrics import Metrics
+
+
+class HttpFront:
+    """One HTTP listener in one worker."""
+
+    def __init__(
+        self,
+        listener: HttpListener,
+        router: Router[Destination],
+        *,
+        reactor: IReactorTime,
+        wheel: Wheel,
+        timeouts: Timeouts,
+        metrics: Metrics,
+        access_log: AccessLog | None,
+        on_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.reactor = reactor
+        self.wheel = wheel
+        self.seconds = wheel.seconds
+        self.router = router
+        self.timeouts = timeouts
+        self.metrics = metrics
+        self.counts = metrics.listener(listener.address)
+        self.access_log = access_log
+        self.address = listener.address
+        self.limits = Limits(listener.max_head, listener.max_request_line, listener.max_field, listener.max_fields)
+        self.requests_per_connection = listener.requests_per_connection
+        self.connection_age_s = listener.connection_age_s
+        self.min_body_rate = listener.min_body_rate
+        self.trusted = Networks(listener.trusted_proxies)
+        self.accept_proxy = Networks(listener.accept_proxy)
+        self.is_draining = False
+        self._on_closed = on_closed
+        self._connections: set[FrontConnection] = set()
+        self._id_prefix = secrets.token_hex(6).encode()
+        self._serial = itertools.count()
+
+    @property
+    def open(self) -> int:
+        return len(self._connections)
+
+    def accept(self, sock: socket.socket, ip: str, port: int) -> None:
+        """Take over a fresh connection."""
+        transport = Transport(self.reactor, self.wheel, sock, ip, port, self.timeouts.write_stall_s)
+        self.counts.open += 1
+        self.counts.total += 1
+        connection = FrontConnection(self, transport)
+        self._connections.add(connection)
+        if self.accept_proxy and self.accept_proxy.contains(ip):
+            ProxyHeaderReader(transport, self.wheel, self.timeouts.preread_s, connection.announced, connection.not_announced)
+        else:
+            connection.begin(ip, port, None, b"")
+
+    def closed(self, connection: FrontConnection) -> None:
+        self._connections.discard(connection)
+        self.counts.open -= 1
+        self._on_closed()
+
+    def fresh_id(self) -> bytes:
+        """Unique over workers and restarts, cheap, and no secret."""
+        return b"%b%08x" % (self._id_prefix, next(self._serial))
+
+    def drain(self) -> None:
+        """Answer what is on the way, announce the close, let idle connections go."""
+        self.is_draining = True
+        for connection in tuple(self._connections):
+            connection.drain()
+
+    def cut(self) -> None:
+        """Time is up: end everything that is still open."""
+        for connection in tuple(self._connections):
+            connection.cut()

@@ -1,0 +1,42 @@
+"""Requests the proxy answers itself, whatever the routes say: CONNECT, and TRACE and OPTIONS that must go no further.
+
+RFC 9110: 9.3.6 (CONNECT), 9.3.8 (TRACE), 7.6.2 (Max-Forwards).
+"""
+
+from __future__ import annotations
+
+from twistedproxy.http.messages import LocalResponse, RequestHead
+
+_SPECIAL = frozenset({b"CONNECT", b"TRACE", b"OPTIONS"})
+_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+
+
+def local_answer(method: bytes, head: RequestHead) -> LocalResponse | None:
+    """The answer to a request that ends here; None for all others."""
+    if method not in _SPECIAL:
+        return None
+    if method == b"CONNECT":
+        body = b'{"type": "about:blank", "title": "Method Not Allowed", "status": 405, "detail": "this is a reverse proxy"}'
+        return LocalResponse(405, body, ((b"Content-Type", b"application/problem+json"), (b"Allow", _METHODS)))
+    if hops_left(head) != 0:
+        return None
+    if method == b"OPTIONS":
+        return LocalResponse(200, b"", ((b"Allow", _METHODS),))
+    lines = [b"TRACE %b HTTP/1.%d" % (head.target, head.minor)]
+    lines += [b"%b: %b" % (name, value) for name, value in head.fields() if name.lower() not in _SECRET]
+    return LocalResponse(200, b"\r\n".join(lines) + b"\r\n\r\n", ((b"Content-Type", b"message/http"),))
+
+
+def hops_left(head: RequestHead) -> int | None:
+    """Max-Forwards, where it counts (TRACE and OPTIONS); None when absent or no number."""
+    value = head.get(b"max-forwards")
+    return int(value) if value is not None and value.isdigit() and len(value) < 10 else None
+
+
+def forwards_field(method: bytes, head: RequestHead) -> bytes:
+    """The decremented Max-Forwards line to send on, b"" for none."""
+    if method not in _SPECIAL:
+        return b""
+    left = hops_left(head)
+    return b"Max-Forwards: %d\r\n" % (left - 1) if left else b""

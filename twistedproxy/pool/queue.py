@@ -1,0 +1,111 @@
+"""The waiting line of a pool: first come, first served, for ``queue.timeout`` at most, ``queue.size`` long on the whole machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from twisted.logger import Logger
+
+from twistedproxy.clock import Timed, Wheel
+from twistedproxy.errors import QueueTimeout, Refusal
+from twistedproxy.ipc.scoreboard import Column
+from twistedproxy.pool.server import Server
+
+if TYPE_CHECKING:
+    from twistedproxy.pool.pool import Lease
+
+_log = Logger()
+
+
+class Queued(Timed):
+    """A place in the line; its waiter is called exactly once, unless `cancel` comes first."""
+
+    __slots__ = ("_line", "_waiter", "key", "tried")
+
+    def __init__(self, line: Line, key: int, tried: frozenset[Server], waiter: Callable[[Lease | Refusal], None]) -> None:
+        super().__init__()
+        self.key = key
+        self.tried = tried
+        self._line = line
+        self._waiter: Callable[[Lease | Refusal], None] | None = waiter
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._waiter is not None
+
+    def cancel(self) -> None:
+        """The client is gone: leave the line. Does nothing once the waiter was called."""
+        if self._waiter is not None:
+            self._waiter = None
+            self._line.leave(self)
+
+    def answer(self, answer: Lease | Refusal) -> None:
+        """Leave the line with what was waited for."""
+        waiter = self._waiter
+        if waiter is None:
+            raise AssertionError("answered a place in the queue that was left already")
+        self._waiter = None
+        self._line.leave(self)
+        try:
+            waiter(answer)
+        except Exception:
+            # We stand in the middle of somebody else's request: its fate must not hang on this one's.
+            _log.failure("a waiter in the queue of pool {pool} failed", pool=self._line.pool)
+
+    def deadline_passed(self, now: float) -> None:
+        if self._waiter is not None:
+            self.answer(QueueTimeout(f"no server of pool {self._line.pool!r} came free within {self._line.timeout_s:g} s"))
+
+
+class Line:
+    """Everybody who waits in this worker; the length is published so that `size` holds for the machine."""
+
+    __slots__ = ("_row", "_table", "_wheel", "places", "pool", "size", "timeout_s")
+
+    def __init__(self, pool: str, wheel: Wheel, table: Column | None) -> None:
+        self.pool = pool
+        self.size = 0
+        self.timeout_s = 0.0
+        self._wheel = wheel
+        self._table = table
+        self._row = -1
+        self.places: dict[Queued, None] = {}
+        """In order of arrival; always the same object."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Queued]:
+        """Those who wait now, in order; safe against people leaving meanwhile."""
+        return iter(list(self.places))
+
+    def assign_row(self, row: int) -> None:
+        if self._table is None:
+            return
+        if self._row >= 0:
+            self._table.set(self._row, 0)
+        self._row = row
+        self._write()
+
+    def is_full(self) -> bool:
+        waiting = len(self.places)
+        if waiting < self.size and self._table is not None and self._row >= 0:
+            waiting = self._table.total(self._row)
+        return waiting >= self.size
+
+    def join(self, key: int, tried: frozenset[Server], waiter: Callable[[Lease | Refusal], None]) -> Queued:
+        queued = Queued(self, key, tried, waiter)
+        self.places[queued] = None
+        self._wheel.arm(queued, self._wheel.seconds() + self.timeout_s)
+        self._write()
+        return queued
+
+    def leave(self, queued: Queued) -> None:
+        del self.places[queued]
+        self._wheel.disarm(queued)
+        self._write()
+
+    def _write(self) -> None:
+        if self._table is not None and self._row >= 0:
+            self._table.set(self._row, len(self.places))

@@ -1,0 +1,274 @@
+"""One TCP connection of a client, from its acceptance to its end; read it from top to bottom.
+
+    WAITING     ask the pool for a server; perhaps wait in its queue
+    CONNECTING  open a connection to it; nothing was sent, so another server is as good when that fails
+    RELAYING    both sides joined by `net.relay`
+    OVER        the lease is given back, the session logged and counted, whatever happened
+
+Not a byte of the client is read before RELAYING, so that a server that speaks first is heard first and nothing piles up here. The client
+is watched meanwhile: a reset ends the session at once. A FIN alone is no reason to give up, since many clients send their request
+and their FIN together; but one that ends without having sent a byte is given `EMPTY_FIN_GRACE_S` for a server to be found.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from twisted.python.failure import Failure
+
+from twistedproxy.clock import Timed
+from twistedproxy.errors import Cause, ClientGone, ConnectFailed, Phase, ProxyError, Refusal
+from twistedproxy.net.connector import Attempt, connect
+from twistedproxy.net.proxy_protocol import encode
+from twistedproxy.net.relay import Relay
+from twistedproxy.net.sides import PeerSeen
+from twistedproxy.net.transport import Transport
+from twistedproxy.pool.balancers import stable_hash
+from twistedproxy.pool.pool import Lease
+from twistedproxy.pool.queue import Queued
+from twistedproxy.pool.server import Outcome, Server
+
+if TYPE_CHECKING:
+    from twistedproxy.stream.front import StreamFront
+
+EMPTY_FIN_GRACE_S = 0.25
+NOBODY: frozenset[Server] = frozenset()
+
+
+class State(enum.Enum):
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    RELAYING = "relaying"
+    OVER = "over"
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset((State.CONNECTING, State.OVER)),
+    State.CONNECTING: frozenset((State.WAITING, State.RELAYING, State.OVER)),
+    State.RELAYING: frozenset((State.OVER,)),
+    State.OVER: frozenset(),
+}
+
+
+class Session(Timed):
+    """A client's connection and what it is joined to. `ip` and `port` are the client's own, also behind another proxy."""
+
+    __slots__ = ("state", "ip", "port", "_front", "_client", "_destination", "_leftover", "_began", "_connect_began", "_latency_s",
+                 "_tried", "_tries_left", "_is_retry", "_queued", "_lease", "_attempt", "_relay", "_error", "__weakref__")  # fmt: skip
+
+    def __init__(
+        self,
+        front: StreamFront,
+        client: Transport,
+        ip: str,
+        port: int,
+        destination: tuple[str, int] | None = None,
+        leftover: bytes = b"",
+    ) -> None:
+        super().__init__()
+        self.state = State.WAITING
+        self.ip = ip
+        self.port = port
+        self._front = front
+        self._client = client
+        self._destination = destination
+        """Where the client wanted to go, as a PROXY header said it."""
+        self._leftover = leftover
+        """What came behind the PROXY header."""
+        self._began = front.seconds()
+        self._connect_began = 0.0
+        self._latency_s = -1.0
+        self._tried = NOBODY
+        self._tries_left = -1
+        self._is_retry = False
+        """A retry of the pool's budget is taken and not given back yet."""
+        self._queued: Queued | None = None
+        self._lease: Lease | None = None
+        self._attempt: Attempt | None = None
+        self._relay: Relay | None = None
+        self._error: ProxyError | None = None
+        """Why the last server could not be reached."""
+
+    def __repr__(self) -> str:
+        server = self._lease.server.address if self._lease is not None else "no server"
+        return f"<Session of {self.ip}:{self.port} {self.state.value}, {server}>"
+
+    def begin(self) -> None:
+        client = self._client
+        client.pauseProducing()
+        client.start(self, reading=False)
+        client.watch_hangup(self._client_ended)
+        self._ask_pool()
+
+    # WAITING
+
+    def _ask_pool(self) -> None:
+        pool = self._front.pool
+        answer = pool.acquire(stable_hash(self.ip.encode()), self._tried, self._pool_answers)
+        if isinstance(answer, Queued):
+            self._queued = answer
+        else:
+            self._pool_answers(answer)
+
+    def _pool_answers(self, answer: Lease | Refusal) -> None:
+        self._queued = None
+        if isinstance(answer, Refusal):
+            self._finish(self._error or answer, Outcome.NEUTRAL)
+            return
+        self._lease = answer
+        answer.on_cut(self.cut)
+        self._move(State.CONNECTING)
+        self._connect(answer.server)
+
+    # CONNECTING
+
+    def _connect(self, server: Server) -> None:
+        front = self._front
+        endpoints = server.endpoints
+        if not endpoints:
+            self._connect_failed(ConnectFailed(f"the host name of {server.address} has not been resolved yet"))
+            return
+        self._connect_began = front.seconds()
+        timeouts = front.timeouts
+        self._attempt = connect(
+            front.reactor,
+            front.wheel,
+            endpoints[server.leases % len(endpoints)],
+            timeouts.connect_s,
+            self._connected,
+            self._connect_failed,
+            timeouts.write_stall_s,
+        )
+
+    def _connect_failed(self, error: ConnectFailed) -> None:
+        """Nothing was sent: another server is as good, as far as the pool's `retry` allows."""
+        self._attempt = None
+        self._error = error
+        self._end_retry()
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        outcome = Outcome.FAILED if error.blames_server else Outcome.NEUTRAL
+        self._move(State.WAITING)
+        self._tried |= {lease.server}
+        lease.release(outcome)
+        if self._may_retry():
+            self._ask_pool()
+        else:
+            self._finish(error, outcome, lease.server.address)
+
+    def _may_retry(self) -> bool:
+        pool = self._front.pool
+        retry = pool.spec.retry
+        if self._tries_left < 0:
+            self._tries_left = retry.tries if "connect" in retry.on else 0
+        if not self._tries_left or not pool.may_retry():
+            return False
+        self._tries_left -= 1
+        self._is_retry = True
+        self._front.metrics.retries[pool.name, "connect"] += 1
+        return True
+
+    def _end_retry(self) -> None:
+        if self._is_retry:
+            self._is_retry = False
+            self._front.pool.retry_done()
+
+    def _connected(self, upstream: Transport) -> None:
+        self._attempt = None
+        self._end_retry()
+        front, client, lease = self._front, self._client, self._lease
+        assert lease is not None
+        self._latency_s = front.seconds() - self._connect_began
+        self._move(State.RELAYING)
+        front.wheel.disarm(self)
+        version = front.pool.spec.send_proxy
+        if version:
+            upstream.write(encode(version, (self.ip, self.port), self._destination or client.local))
+        front.metrics.tcp_sessions[front.address, front.pool.name, lease.server.address] += 1
+        timeouts = front.timeouts
+        self._relay = relay = Relay(
+            client,
+            upstream,
+            front.wheel,
+            idle_s=timeouts.tcp_idle_s,
+            half_closed_s=timeouts.half_closed_s,
+            on_done=self._relayed,
+            on_bytes=front.count_bytes,
+        )
+        relay.start(from_a=self._leftover)
+
+    # RELAYING
+
+    def _relayed(self, error: ProxyError | None) -> None:
+        if error is None or error.cause is Cause.TIMEOUT:
+            self._finish(error, Outcome.OK)
+        else:
+            self._finish(error, Outcome.FAILED if error.cause is Cause.SERVER else Outcome.NEUTRAL)
+
+    # OVER
+
+    def cut(self, error: ProxyError) -> None:
+        """End it now, whatever it is doing: its server was removed, or the proxy stops."""
+        if self._relay is not None:
+            self._relay.cut(error)
+        else:
+            self._finish(error, Outcome.NEUTRAL)
+
+    def _finish(self, error: ProxyError | None, outcome: Outcome, server: str = "") -> None:
+        """The one end of every session."""
+        if self.state is State.OVER:
+            return
+        was_relaying = self.state is State.RELAYING
+        self._move(State.OVER)
+        front = self._front
+        front.wheel.disarm(self)
+        if self._queued is not None:
+            self._queued.cancel()
+            self._queued = None
+        if self._attempt is not None:
+            self._attempt.cancel()
+            self._attempt = None
+        self._end_retry()
+        self._client.loseConnection()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            server = lease.server.address
+            lease.release(outcome, self._latency_s)
+        relay, self._relay = self._relay, None
+        bytes_in, bytes_out = (relay.bytes_a_to_b, relay.bytes_b_to_a) if relay is not None else (0, 0)
+        if not was_relaying and error is not None and error.cause is not Cause.CLIENT:
+            front.metrics.rejected[error.reason] += 1
+        front.log(self.ip, server, bytes_in, bytes_out, front.seconds() - self._began, error)
+        front.finished(self)
+
+    def _move(self, to: State) -> None:
+        assert to in TRANSITIONS[self.state], f"{self.state} to {to}"
+        self.state = to
+
+    # The client, while it is not read from
+
+    def _client_ended(self) -> None:
+        """Its FIN has come before there was a server."""
+        if not self._leftover and self._client.peer_seen() is not PeerSeen.HAS_SENT:
+            self._front.wheel.arm(self, self._front.seconds() + EMPTY_FIN_GRACE_S)
+
+    def deadline_passed(self, now: float) -> None:
+        self._client_gone("the client closed without having sent a byte")
+
+    def _client_gone(self, detail: str) -> None:
+        if self.state in (State.WAITING, State.CONNECTING):
+            error = ClientGone(f"{detail}, while {self.state.value}")
+            error.phase = Phase.QUEUE if self.state is State.WAITING else Phase.CONNECT
+            self._finish(error, Outcome.NEUTRAL)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client reset the connection."""
+        self._client_gone("the client reset the connection")
+
+    def dataReceived(self, data: bytes) -> None:
+        """Paused: this is what had been read already."""
+        self._leftover += data
+
+    def readConnectionLost(self) -> None:
+        """EOF was read already; the relay passes it on when it starts."""

@@ -1,0 +1,110 @@
+"""Prometheus text from the supervisor's totals, at scrape: prometheus-client never counts, it only renders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from twistedproxy.config.control import Snapshot
+from twistedproxy.config.model import Health, Pool
+from twistedproxy.observability.metrics import BUCKETS_S
+
+WORKER_STATES = ("starting", "serving", "lagging", "stopping", "gone")
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_BOUNDS = (*(repr(bound) for bound in BUCKETS_S), "+Inf")
+
+
+def render(snapshot: Snapshot, statistics: Mapping[str, Any]) -> bytes:
+    """All metrics in the text format 0.0.4; `statistics` as `observability.metrics.merge` gives them."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Totals(snapshot, statistics))
+    return generate_latest(registry)
+
+
+class _Totals(Collector):
+    """One scrape."""
+
+    def __init__(self, snapshot: Snapshot, statistics: Mapping[str, Any]) -> None:
+        self._snapshot = snapshot
+        self._statistics = statistics
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._traffic()
+        yield from self._servers()
+        yield from self._process()
+
+    def _traffic(self) -> Iterator[Metric]:
+        of = self._statistics
+        yield _counter("revproxy_http_requests", "HTTP requests finished.", ("site", "pool", "server", "code"), of["requests"])
+        yield self._durations()
+        open_now = of["gauges"]["connections"]
+        yield _gauge("revproxy_connections", "Client connections open now.", ("listener",), open_now)
+        totals = [(address, total) for address, total, _, _ in of["listeners"]]
+        yield _counter("revproxy_connections", "Client connections accepted.", ("listener",), totals)
+        sizes = [(address, "in", size) for address, _, size, _ in of["listeners"]]
+        sizes += [(address, "out", size) for address, _, _, size in of["listeners"]]
+        yield _counter("revproxy_bytes", "Bytes from (in) and to (out) clients.", ("listener", "direction"), sizes)
+        yield _counter("revproxy_tcp_sessions", "TCP sessions begun.", ("listener", "pool", "server"), of["tcp_sessions"])
+        yield _counter("revproxy_retries", "Extra attempts, by what failed before.", ("pool", "reason"), of["retries"])
+        yield _counter("revproxy_rejected", "Requests and connections refused by the proxy itself.", ("reason",), of["rejected"])
+
+    def _durations(self) -> Metric:
+        histogram = HistogramMetricFamily(
+            "revproxy_http_request_duration_seconds", "Request head complete to response end.", labels=("site", "pool")
+        )
+        for site, pool, buckets, sum_s in self._statistics["durations"]:
+            histogram.add_metric((site, pool), list(zip(_BOUNDS, accumulate(buckets), strict=True)), sum_s)
+        return histogram
+
+    def _servers(self) -> Iterator[Metric]:
+        pools: Iterable[Pool] = self._snapshot.model.pools.values()
+        servers = [(pool.name, server) for pool in pools for server in pool.servers]
+        up = [(name, server.address, int(not self._is_down(name, server.address))) for name, server in servers]
+        yield _gauge("revproxy_server_up", "0 when the health check says down, else 1.", ("pool", "server"), up)
+        weights = [(name, server.address, server.weight_now) for name, server in servers]
+        yield _gauge("revproxy_server_weight", "Weight in force.", ("pool", "server"), weights)
+        active = {(name, address): n for name, address, n in self._statistics["gauges"]["servers"]}
+        leases = [(name, server.address, active.get((name, server.address), 0)) for name, server in servers]
+        yield _gauge("revproxy_server_connections", "Requests and sessions in flight.", ("pool", "server"), leases)
+        if "health_checks" in self._statistics:
+            checks = self._statistics["health_checks"]
+            yield _counter("revproxy_health_checks", "Health checks made, by result.", ("pool", "server", "result"), checks)
+
+    def _is_down(self, pool: str, address: str) -> bool:
+        seen = self._snapshot.health.get((pool, address))
+        return seen is not None and seen.health is Health.DOWN
+
+    def _process(self) -> Iterator[Metric]:
+        snapshot = self._snapshot
+        yield _gauge("revproxy_config_revision", "Revision of the configuration in force.", (), [(snapshot.revision,)])
+        states = Counter(worker.state for worker in snapshot.workers)
+        counted = [(state, states[state]) for state in WORKER_STATES]
+        yield _gauge("revproxy_workers", "Worker processes by state.", ("state",), counted)
+        lags = [(worker.slot, worker.lag_seconds) for worker in snapshot.workers]
+        yield _gauge("revproxy_reactor_lag_seconds", "How late the worker's event loop runs.", ("worker",), lags)
+        dropped = [(self._statistics["log_lines_dropped"],)]
+        yield _counter("revproxy_log_lines_dropped", "Access log lines that could not be written.", (), dropped)
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Metric:
+    """A counter; each row holds the labels' values, then the count. The client appends ``_total`` to the name."""
+    return _filled(CounterMetricFamily(name, text, labels=labels), rows)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Metric:
+    return _filled(GaugeMetricFamily(name, text, labels=labels), rows)
+
+
+def _filled(family: Any, rows: Iterable[Iterable[Any]]) -> Metric:
+    for row in rows:
+        *labels, value = row
+        family.add_metric([str(label) for label in labels], value)
+    metric: Metric = family
+    return metric

@@ -1,0 +1,269 @@
+"""All worker processes: one per slot, replaced when they end, with the listening sockets lent to those that serve.
+
+Lending is one rule, `sockets.assign`, applied anew whenever a worker's state changes (faults: P12, LC-04, LC-05, LC-06).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from twistedproxy.observability.metrics import merge, without_gauges
+from twistedproxy.supervisor.processes import LAG_S, State, Worker, World, null_device
+from twistedproxy.supervisor.sockets import SocketKey, assign
+
+CHECK_S = 0.25
+STALL_S = 1.0
+"""A check that comes this much too late means that we stood still, not the workers."""
+COLLECT_S = 1.0
+CRASH_LIVED_S = 10.0
+FIRST_DELAY_S = 0.1
+LAST_DELAY_S = 10.0
+CUT_GRACE_S = 5.0
+"""After the drain limits have passed, a worker may take this long to end."""
+
+
+class ListeningSockets(Protocol):
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+    def descriptor(self, key: SocketKey) -> int: ...
+
+
+class Backoff:
+    """How long a slot waits before its next worker: not at all after one that lived, ever longer in a crash loop."""
+
+    def __init__(self) -> None:
+        self._next = FIRST_DELAY_S
+
+    def delay(self, lived_s: float) -> float:
+        if lived_s >= CRASH_LIVED_S:
+            self._next = FIRST_DELAY_S
+            return 0.0
+        delay = self._next
+        self._next = min(LAST_DELAY_S, delay * 2)
+        return delay
+
+
+class Fleet:
+    """The workers.
+
+    `command` gives the arguments that start the worker of a slot; `zero_column` clears the slot's cells in the scoreboard;
+    `on_change` hears of every change of a worker's state; `on_failures` gets rows of `commands.Failures`.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        slots: int,
+        sockets: ListeningSockets,
+        world: World,
+        *,
+        command: Callable[[int], list[str]],
+        scoreboard_fd: int,
+        zero_column: Callable[[int], None],
+        on_change: Callable[[Worker], None],
+        on_failures: Callable[[list[list[Any]]], None],
+    ) -> None:
+        self._reactor = reactor
+        self._slots = slots
+        self._sockets = sockets
+        self._world = world
+        self._command = command
+        self._scoreboard_fd = scoreboard_fd
+        self._zero_column = zero_column
+        self._on_change = on_change
+        self._on_failures = on_failures
+        self._null_fd = -1
+        self._workers: dict[int, Worker] = {}
+        self._backoffs = [Backoff() for _ in range(slots)]
+        self._respawns: dict[int, Any] = {}
+        self._lent: dict[SocketKey, tuple[Worker, ...]] = {}
+        self._gone = merge([])
+        self._is_stopping = False
+        self._checked = 0.0
+        self._loop = LoopingCall(self._check)
+        self._loop.clock = reactor
+
+    # Life
+
+    def start(self) -> None:
+        self._null_fd = null_device()
+        self._checked = self._reactor.seconds()
+        self._loop.start(CHECK_S, now=False)
+        for slot in range(self._slots):
+            self._spawn(slot)
+
+    def _spawn(self, slot: int) -> None:
+        self._respawns.pop(slot, None)
+        if self._is_stopping:
+            return
+        worker = Worker(self._reactor, slot, self._world, self)
+        self._workers[slot] = worker
+        try:
+            worker.start(self._command(slot), self._scoreboard_fd, self._null_fd)
+        except OSError as e:
+            self.log.error("worker {slot} cannot be started: {why}", slot=slot, why=str(e))
+            worker.ended.callback(None)
+            self._replace(worker)
+            return
+        worker.ended.addCallback(lambda _: self._replace(worker))
+        self._on_change(worker)
+
+    def _replace(self, worker: Worker) -> None:
+        """The process is dead: keep what it counted, start the next."""
+        if worker.statistics is not None:
+            self._gone = merge([self._gone, without_gauges(worker.statistics)])
+            worker.statistics = None
+        self._zero_column(worker.slot)
+        if self._is_stopping:
+            return
+        delay = self._backoffs[worker.slot].delay(self._reactor.seconds() - worker.started)
+        if delay >= 1:
+            self.log.error(
+                "worker {slot} ends again and again soon after its start: next try in {delay:.1f} s. Its last words above say why; "
+                "the other workers serve meanwhile.",
+                slot=worker.slot, delay=delay,
+            )  # fmt: skip
+        self._respawns[worker.slot] = self._reactor.callLater(delay, self._spawn, worker.slot)
+
+    def drain(self, within_s: float) -> Deferred[None]:
+        """Let every worker finish; fires when all have ended, at the latest `within_s` and a grace later."""
+        self._is_stopping = True
+        for respawn in self._respawns.values():
+            respawn.cancel()
+        self._respawns.clear()
+        for worker in self._living():
+            worker.drain()
+        limit = self._reactor.callLater(within_s + CUT_GRACE_S, self.cut)
+        done: Deferred[None] = DeferredList([_when(worker.ended) for worker in self._living()]).addCallback(lambda _: None)
+
+        def finish(_: None) -> None:
+            if limit.active():
+                limit.cancel()
+            if self._loop.running:
+                self._loop.stop()
+
+        return done.addCallback(finish)
+
+    def cut(self) -> None:
+        """End every worker at once."""
+        for worker in self._living():
+            worker.kill("stopping at once")
+
+    def _living(self) -> list[Worker]:
+        return [worker for worker in self._workers.values() if not worker.ended.called]
+
+    def _check(self) -> None:
+        now = self._reactor.seconds()
+        late = now - self._checked - CHECK_S
+        self._checked = now
+        for worker in self._living():
+            if late > STALL_S:
+                worker.excuse(late)
+            worker.check(now)
+
+    # What workers tell
+
+    def worker_moved(self, worker: Worker) -> None:
+        self._lend()
+        self._on_change(worker)
+
+    def worker_failures(self, rows: list[list[Any]]) -> None:
+        self._on_failures(rows)
+
+    def _lend(self) -> None:
+        """Bring the sockets to whom they belong now: adopt first, give back after, so that each always has somebody."""
+        if self._is_stopping:
+            return
+        serving = {worker.slot: worker for worker in self._workers.values() if worker.state is State.SERVING}
+        if not serving:
+            # Better a laggard than nobody.
+            serving = {worker.slot: worker for worker in self._workers.values() if worker.state is State.LAGGING}
+        wanted = {key: tuple(serving[slot] for slot in slots) for key, slots in assign(self._sockets.counts, serving).items()}
+        before, self._lent = self._lent, wanted
+        for key, workers in wanted.items():
+            for worker in workers:
+                if worker not in before.get(key, ()):
+                    worker.adopt(*key, self._sockets.descriptor(key))
+        for key, workers in before.items():
+            for worker in workers:
+                if worker not in wanted.get(key, ()) and worker.state in (State.SERVING, State.LAGGING):
+                    worker.give_back(*key)
+
+    # What workers are told
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        return [self._workers[slot] for slot in sorted(self._workers)]
+
+    def reach(self, revision: int, change: Mapping[str, Any]) -> Deferred[tuple[int, list[int]]]:
+        """Bring every live worker to `revision`; fires after 5 s at the latest with (how many were asked, slots that did not answer)."""
+        asked = [w for w in self.workers if w.state in (State.SERVING, State.LAGGING)]
+        answers = [worker.reach(revision, change) for worker in asked]
+        done: Deferred[tuple[int, list[int]]] = Deferred()
+        left = len(answers)
+
+        def finish() -> None:
+            if limit.active():
+                limit.cancel()
+            behind = [w for w in asked if w.revision < revision]
+            for worker in behind:
+                worker.lags(f"did not answer revision {revision} within {LAG_S:g} s")
+            done.callback((len(asked), [w.slot for w in behind]))
+
+        def answered(_: bool) -> None:
+            nonlocal left
+            left -= 1
+            if not left and not done.called:
+                finish()
+
+        limit = self._reactor.callLater(LAG_S if answers else 0, finish)
+        for answer in answers:
+            answer.addCallback(answered)
+        return done
+
+    def observe(self, observations: list[dict[str, Any]]) -> None:
+        for worker in self._living():
+            worker.observe(observations)
+
+    def reopen_logs(self) -> None:
+        for worker in self._living():
+            worker.reopen_logs()
+
+    def statistics(self) -> dict[str, Any]:
+        """Totals over the living and the gone; counters never run backwards."""
+        return merge([self._gone, *(w.statistics for w in self._workers.values() if w.statistics is not None)])
+
+    def collect(self) -> Deferred[None]:
+        """Ask everybody for fresh statistics; fires after 1 s at the latest."""
+        done: Deferred[None] = DeferredList([w.collect() for w in self.workers if w.state in (State.SERVING, State.LAGGING)]).addCallback(
+            lambda _: None
+        )
+        in_time: Deferred[None] = Deferred()
+        limit = self._reactor.callLater(COLLECT_S, in_time.callback, None)
+
+        def finish(_: None) -> None:
+            if limit.active():
+                limit.cancel()
+                in_time.callback(None)
+
+        done.addCallback(finish)
+        return in_time
+
+
+def _when(ended: Deferred[None]) -> Deferred[None]:
+    """A Deferred of one's own that fires after `ended`."""
+    mine: Deferred[None] = Deferred()
+
+    def passed_on(result: None) -> None:
+        mine.callback(None)
+
+    ended.addCallback(passed_on)
+    return mine

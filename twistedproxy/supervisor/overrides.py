@@ -1,0 +1,149 @@
+"""Live changes over a configuration file that people edit too: which of them still applies?
+
+An *override* is one value somebody set live, with what the file said at that moment (its base). It applies as long as the
+file still says the same; a file that changed that very value since has overtaken it. An override for a server that is not
+there just waits: it outlives an absence. Pure: no file is touched here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twistedproxy.config import changes, plain
+from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, SetMaxConnections, SetState, SetWeight
+from twistedproxy.config.model import Address, AdminState, Model, Server
+from twistedproxy.errors import ChangeRefused
+
+FIELDS = ("presence", "weight", "state", "max_connections")
+"""In the order in which they are laid over a server; ``presence`` is the server itself, None when it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    pool: str
+    server: Address
+    field: str
+    base: Any
+    """What the file said when the change was made; None also where it said nothing."""
+    value: Any
+    """What was set; None: back to the file's value (``presence``: removed)."""
+
+    def to_plain(self) -> dict[str, Any]:
+        return {"pool": self.pool, "server": self.server, "field": self.field, "base": self.base, "value": self.value}
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Override:
+        """`ValueError` for what `to_plain` did not write."""
+        override = plain.decode(cls, dict(data))
+        if override.field not in FIELDS:
+            raise ValueError(f"unknown field {override.field!r}")
+        if override.value is not None:
+            _change(override)
+        return override
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """An override that does not apply any more, and why."""
+
+    override: Override
+    file_says: Any
+
+    def __str__(self) -> str:
+        o = self.override
+        return (
+            f"{o.field} of {o.server} in pool {o.pool}: was set live to {o.value!r} over {o.base!r}, the file now says {self.file_says!r}"
+        )
+
+
+def overrides_of(configured: Model, change: Change) -> tuple[Override, ...]:
+    """What `change` sets, value by value, over the file's model."""
+    if isinstance(change, Batch):
+        return tuple(o for part in change.changes for o in overrides_of(configured, part))
+    value: Any
+    if isinstance(change, AddServer):
+        address, name, value = change.server.address, "presence", plain.encode(change.server)
+    elif isinstance(change, RemoveServer):
+        address, name, value = change.server, "presence", None
+    elif isinstance(change, SetWeight):
+        address, name, value = change.server, "weight", change.weight
+    elif isinstance(change, SetState):
+        address, name, value = change.server, "state", change.state.value if change.state else None
+    else:
+        address, name, value = change.server, "max_connections", change.max_connections
+    return (Override(change.pool, address, name, file_says(configured, change.pool, address, name), value),)
+
+
+def file_says(configured: Model, pool: str, address: str, name: str) -> Any:
+    """The file's own value of one field of one server."""
+    known = configured.pools.get(pool)
+    server = known.server(address) if known else None
+    if server is None or name == "state":
+        return None
+    if name == "weight":
+        return server.weight
+    if name == "max_connections":
+        return server.max_connections
+    return {"weight": server.weight, "max_connections": server.max_connections, "backup": server.backup}
+
+
+class Overrides:
+    """The last override of each value, in the order in which servers came."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str, str], Override] = {}
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def add(self, overrides: Iterable[Override]) -> None:
+        for override in overrides:
+            key = (override.pool, override.server, override.field)
+            self._last.pop(key, None)
+            if override.field == "presence":
+                # A server that is removed or made anew starts without what was set on the old one.
+                for field in FIELDS:
+                    self._last.pop((override.pool, override.server, field), None)
+            if override.value is not None or (override.field == "presence" and override.base is not None):
+                self._last[key] = override
+
+    def over(self, configured: Model) -> tuple[Model, tuple[Superseded, ...]]:
+        """The running model, and what the file has overtaken."""
+        model = configured
+        superseded = []
+        for field in FIELDS:
+            for override in self._last.values():
+                if override.field != field:
+                    continue
+                says = file_says(configured, override.pool, override.server, field)
+                is_overtaken = says != override.base
+                in_file = file_says(configured, override.pool, override.server, "presence") is not None
+                if is_overtaken and (in_file or field == "presence"):
+                    if says is not None or field == "max_connections":
+                        superseded.append(Superseded(override, says))
+                    continue
+                try:
+                    model = _lay(model, override)
+                except ChangeRefused:
+                    continue  # its server or pool is absent: it waits
+        return model, tuple(superseded)
+
+
+def _lay(model: Model, override: Override) -> Model:
+    change = _change(override)
+    if isinstance(change, AddServer) and (pool := model.pools.get(override.pool)) and pool.server(override.server):
+        model = changes.apply(model, RemoveServer(override.pool, override.server))
+    return changes.apply(model, change)
+
+
+def _change(override: Override) -> Change:
+    pool, server, value = override.pool, override.server, override.value
+    if override.field == "weight":
+        return SetWeight(pool, server, plain.decode(int, value))
+    if override.field == "state":
+        return SetState(pool, server, AdminState(value))
+    if override.field == "max_connections":
+        return SetMaxConnections(pool, server, plain.decode(int, value))
+    return RemoveServer(pool, server) if value is None else AddServer(pool, plain.decode(Server, value))

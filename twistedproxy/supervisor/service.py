@@ -1,0 +1,390 @@
+"""The control plane: takes changes, makes them durable, brings them to every worker, and knows how everything is.
+
+How it works
+    A change is checked against the running model, journaled with fsync, and only then takes effect: model and revision here,
+    `Apply` to every worker. One change at a time goes through these steps; waiting for the workers' acks does not hold up the
+    next. Observations (health, ejection, addresses, rows) go the same way without journal and revision; those of one reactor turn are
+    sent together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger, LogLevel
+
+from twistedproxy.config import changes, plain
+from twistedproxy.config.changes import Change, Ejected, HealthSeen, Observation, Resolved
+from twistedproxy.config.control import Applied, Entry, Event, Snapshot, WorkerView
+from twistedproxy.config.model import Health, Model
+from twistedproxy.errors import ChangeRefused
+from twistedproxy.supervisor.facts import Facts, Rows, server_keys
+from twistedproxy.supervisor.fleet import Fleet, ListeningSockets
+from twistedproxy.supervisor.journal import ChangeLog, Replayed
+from twistedproxy.supervisor.passive import PassiveFailures
+from twistedproxy.supervisor.processes import State, Worker
+
+STATS_S = 1.0
+
+_VIEW = {State.CONFIGURING: State.STARTING}
+"""States that mean the same to the operator."""
+
+T = TypeVar("T")
+
+
+class BoundSockets(ListeningSockets, Protocol):
+    @property
+    def addresses(self) -> Mapping[str, str]: ...
+
+    @property
+    def kinds(self) -> Sequence[tuple[str, str]]: ...
+
+
+class Board(Protocol):
+    """`ipc.scoreboard.Scoreboard`, as far as it matters here."""
+
+    fd: int
+
+    def take_slot(self) -> int: ...
+
+    def free_slot(self, slot: int) -> None: ...
+
+
+class Checks(Protocol):
+    """`probes.checker.Checker`."""
+
+    def update(self, model: Model, resolved: Mapping[str, tuple[str, ...]] | None = None) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Names(Protocol):
+    """`probes.discovery.Resolver`."""
+
+    @property
+    def addresses(self) -> Mapping[str, tuple[str, ...]]: ...
+
+    def update(self, model: Model) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Supervisor(Service):
+    """Implements `config.control.Control` over a fleet of workers.
+
+    `replayed` is the model to start with, `command` gives the arguments of the worker of a slot, `checks` and `names` make the
+    probes, `wall` is the wall clock.
+    """
+
+    name = "supervisor"
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        replayed: Replayed,
+        journal: ChangeLog,
+        sockets: BoundSockets,
+        board: Board,
+        rows: Rows,
+        *,
+        command: Callable[[int], list[str]],
+        checks: Callable[[Any, Callable[[HealthSeen], None]], Checks],
+        names: Callable[[Any, Callable[[Resolved], None]], Names],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.model = replayed.model
+        self.revision = replayed.revision
+        self._superseded = replayed.superseded
+        self._reactor = reactor
+        self._journal = journal
+        self._sockets = sockets
+        self._board = board
+        self._rows = rows
+        self._wall = wall
+        self._started = reactor.seconds()
+        self._facts = Facts()
+        self._to_broadcast: list[dict[str, Any]] = []
+        self._flush: Any = None
+        self._observers: list[Callable[[Event], None]] = []
+        self._lock = DeferredLock()
+        self._is_stopping = False
+        self._was_ready = False
+        self._seen_states: dict[int, tuple[int, str]] = {}
+        self._passive = PassiveFailures(reactor.seconds)
+        self._passive.update(self.model)
+        self._checks = checks(reactor, self.saw_health)
+        self._names = names(reactor, self._saw_addresses)
+        slots = max(self.model.workers, 1)
+        self._slots = slots
+        for _ in range(slots):
+            board.take_slot()
+        self._fleet = Fleet(
+            reactor,
+            slots,
+            sockets,
+            self,
+            command=command,
+            scoreboard_fd=board.fd,
+            zero_column=self._zero_column,
+            on_change=self._worker_changed,
+            on_failures=self._saw_failures,
+        )
+        self._loop = LoopingCall(self._each_second)
+        self._loop.clock = reactor
+        for row in rows.update(self.model):
+            self._facts.put(row)
+
+    # Life
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        self._started = self._reactor.seconds()
+        for superseded in self._superseded:
+            self.log.warn("the configuration file has overtaken a live change: {what}", what=str(superseded))
+        for address, kind in self._sockets.kinds:
+            self.log.info("listening on {address} ({kind})", address=self._sockets.addresses[address], kind=kind)
+        self._fleet.start()
+        self._names.update(self.model)
+        self._checks.update(self.model, self._names.addresses)
+        self._loop.start(STATS_S, now=False)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop accepting, let the workers finish within the drain limits; `stop_now` cuts that short."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        self._is_stopping = True
+        self._checks.stop()
+        self._names.stop()
+        timeouts = self.model.timeouts
+        limit = max(timeouts.drain_http_s, timeouts.drain_tcp_s)
+        open_now = sum(worker.connections for worker in self._fleet.workers)
+        self.log.info("stopping: {n} connections may finish within {limit:g} s", n=open_now, limit=limit)
+        return self._fleet.drain(limit).addBoth(self._stopped)
+
+    def _stopped(self, result: Any) -> Any:
+        if self._loop.running:
+            self._loop.stop()
+        if self._flush is not None and self._flush.active():
+            self._flush.cancel()
+        self.log.info("stopped")
+        return result
+
+    def stop_now(self) -> None:
+        self.log.warn("stopping at once: open connections are cut")
+        self._fleet.cut()
+
+    def reopen_logs(self) -> None:
+        self._fleet.reopen_logs()
+
+    # Control: what the admin side asks
+
+    async def apply(self, change: Change, *, by: str, reason: str = "", expected_revision: int | None = None) -> Applied:
+        """See `config.control.Control`. A caller that gives up waiting does not stop a change half-way."""
+        return await _shield(self._apply(change, by, reason, expected_revision))
+
+    async def _apply(self, change: Change, by: str, reason: str, expected_revision: int | None) -> Applied:
+        async with self._lock:
+            if self._is_stopping:
+                raise ChangeRefused(503, "the proxy is stopping")
+            if expected_revision is not None and expected_revision != self.revision:
+                raise ChangeRefused(
+                    412, f"you changed revision {expected_revision}, the proxy is at revision {self.revision}; look again and retry"
+                )
+            model = changes.apply(self.model, change)
+            entry = await self._journal.append(self.model, change, by=by, reason=reason)
+            self.model, self.revision = model, entry.revision
+            acks = self._fleet.reach(entry.revision, changes.to_plain(change))
+            self._model_changed()
+        self.log.info("revision {revision} by {by}: {what}", revision=entry.revision, by=by, what=_sentence(entry.change))
+        self._publish("change", plain.encode(entry))
+        total, behind = await acks
+        return Applied(entry.revision, total, total - len(behind), tuple(behind))
+
+    def _model_changed(self) -> None:
+        present = server_keys(self.model)
+        self._facts.keep_only(present)
+        self._passive.update(self.model)
+        for row in self._rows.update(self.model):
+            self._observe(row)
+        self._names.update(self.model)
+        self._checks.update(self.model, self._names.addresses)
+
+    def snapshot(self) -> Snapshot:
+        workers = tuple(
+            WorkerView(w.slot, w.pid, _VIEW.get(w.state, w.state).value, max(w.revision, 0), w.connections, w.requests, w.lag_seconds)
+            for w in self._fleet.workers
+        )
+        codecs = {w.head_codec for w in self._fleet.workers if w.head_codec}
+        return Snapshot(
+            model=self.model,
+            revision=self.revision,
+            uptime_s=self._reactor.seconds() - self._started,
+            head_codec="native" if codecs == {"native"} else "python",
+            workers=workers,
+            health=self._facts.health,
+            ejected=self._facts.ejected(self._reactor.seconds()),
+            addresses=self._sockets.addresses,
+            is_ready=self.is_ready,
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        states = [(w.state, w.revision) for w in self._fleet.workers]
+        is_anybody_serving = any(state is State.SERVING for state, _ in states)
+        is_anybody_behind = any(state is State.LAGGING and revision < self.revision for state, revision in states)
+        return is_anybody_serving and not is_anybody_behind and not self._is_stopping
+
+    def statistics(self) -> Mapping[str, Any]:
+        return self._fleet.statistics()
+
+    async def fresh_statistics(self) -> Mapping[str, Any]:
+        await self._fleet.collect()
+        return self._fleet.statistics()
+
+    def history(self, after: int = 0) -> Sequence[Entry]:
+        return self._journal.entries(after)
+
+    def subscribe(self, observer: Callable[[Event], None]) -> Callable[[], None]:
+        self._observers.append(observer)
+
+        def unsubscribe() -> None:
+            if observer in self._observers:
+                self._observers.remove(observer)
+
+        return unsubscribe
+
+    def _publish(self, kind: str, data: Mapping[str, Any]) -> None:
+        for observer in tuple(self._observers):
+            try:
+                observer(Event(kind, data))
+            except Exception:
+                self.log.failure("an observer of {kind} events failed", kind=kind)
+
+    # World: what workers shall know
+
+    def configuration(self, slot: int) -> dict[str, Any]:
+        return {
+            "model": plain.encode(self.model),
+            "revision": self.revision,
+            "observations": self._facts.plain(),
+            "slot": slot,
+            "slots": self._slots,
+            "listeners": [list(pair) for pair in self._sockets.kinds],
+        }
+
+    def observations(self) -> list[dict[str, Any]]:
+        return self._facts.plain()
+
+    # What happens
+
+    def _observe(self, observation: Observation) -> Observation | None:
+        """Remember and broadcast; returns what was known before."""
+        before = self._facts.put(observation)
+        self._to_broadcast.append(changes.to_plain(observation))
+        if self._flush is None:
+            self._flush = self._reactor.callLater(0, self._broadcast)
+        return before
+
+    def _broadcast(self) -> None:
+        self._flush = None
+        observations, self._to_broadcast = self._to_broadcast, []
+        self._fleet.observe(observations)
+
+    def saw_health(self, seen: HealthSeen) -> None:
+        """A probe's verdict changed."""
+        if (seen.pool, seen.server) not in server_keys(self.model):
+            return
+        before = self._observe(seen)
+        if isinstance(before, HealthSeen) and before.health is seen.health:
+            return
+        level = LogLevel.warn if seen.health is Health.DOWN else LogLevel.info
+        self.log.emit(
+            level, "pool {pool}: server {server} is {health}: {reason}",
+            pool=seen.pool, server=seen.server, health=seen.health.value, reason=seen.reason,
+        )  # fmt: skip
+        self._publish("health", {**plain.encode(seen), "ejected": (seen.pool, seen.server) in self._facts.ejected(self._reactor.seconds())})
+
+    def _saw_addresses(self, resolved: Resolved) -> None:
+        self._observe(resolved)
+        self.log.info(
+            "pool {pool}: {server} is {addresses}", pool=resolved.pool, server=resolved.server, addresses=", ".join(resolved.addresses)
+        )
+        self._checks.update(self.model, self._names.addresses)
+
+    def _saw_failures(self, rows: list[list[Any]]) -> None:
+        for ejected in self._passive.add(rows):
+            self._ejected(ejected)
+
+    def _ejected(self, ejected: Ejected) -> None:
+        self._observe(ejected)
+        for_s = ejected.until - self._reactor.seconds()
+        self.log.warn(
+            "pool {pool}: server {server} is ejected for {for_s:.0f} s: too many of its requests failed",
+            pool=ejected.pool, server=ejected.server, for_s=for_s,
+        )  # fmt: skip
+        self._publish("health", {"pool": ejected.pool, "server": ejected.server, "ejected": True, "for_seconds": round(for_s, 1)})
+
+    def _zero_column(self, slot: int) -> None:
+        """The dead worker's cells; freed and taken again at once, so that the slot keeps its number."""
+        self._board.free_slot(slot)
+        taken = self._board.take_slot()
+        if taken != slot:
+            raise RuntimeError(f"scoreboard gave slot {taken} for {slot}")
+
+    def _worker_changed(self, worker: Worker) -> None:
+        shown = (worker.pid, _VIEW.get(worker.state, worker.state).value)
+        if self._seen_states.get(worker.slot) == shown:
+            return
+        self._seen_states[worker.slot] = shown
+        if worker.state is State.SERVING:
+            self.log.info(
+                "worker {slot} (pid {pid}) serves revision {revision}", slot=worker.slot, pid=worker.pid, revision=worker.revision
+            )
+        self._publish("worker", {"slot": worker.slot, "pid": worker.pid, "state": shown[1], "revision": max(worker.revision, 0)})
+        if self.is_ready and not self._was_ready:
+            self._was_ready = True
+            self.log.info("ready")
+
+    def _each_second(self) -> None:
+        if not self._observers:
+            return
+        totals = self.statistics()
+        self._publish(
+            "stats",
+            {
+                "revision": self.revision,
+                "uptime_seconds": round(self._reactor.seconds() - self._started, 3),
+                "requests": sum(row[-1] for row in totals["requests"]),
+                "connections": sum(row[-1] for row in totals["gauges"]["connections"]),
+                "servers": merge_servers(totals),
+                "workers": [plain.encode(view) for view in self.snapshot().workers],
+            },
+        )
+
+
+def merge_servers(totals: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Leases and failures of each server, with those in flight."""
+    active = {(pool, server): n for pool, server, n in totals["gauges"]["servers"]}
+    return [
+        {"pool": pool, "server": server, "connections": active.get((pool, server), 0), "requests": leases, "failures": failures}
+        for pool, server, leases, failures in totals["servers"]
+    ]
+
+
+def _sentence(change: Mapping[str, Any]) -> str:
+    """A described change for the log."""
+    if change["kind"] == "batch":
+        return "; ".join(_sentence(part) for part in change["changes"])
+    return f"{change['kind']} {change['pool']} {change['server']}: {change['before']} → {change['after']}"
+
+
+async def _shield(work: Awaitable[T]) -> T:
+    """Wait for `work` without being able to cancel it."""
+    mine: Deferred[T] = Deferred()
+    Deferred.fromCoroutine(work).addBoth(mine.callback)  # type: ignore[arg-type]
+    return await mine

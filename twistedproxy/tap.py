@@ -1,0 +1,335 @@
+"""``twistd revproxy``: options, and the service tree of the supervisor with its admin side.
+
+Everything that can be refused is refused in `makeService`, before twistd forks: afterwards only a hundred bytes of an error would
+reach the caller. So configuration, state directory, limits, journal and ports are dealt with here; the reactor first
+turns in `startService`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import FileLogObserver, Logger, globalLogPublisher
+from twisted.python import usage
+from twisted.python.threadpool import ThreadPool
+
+from twistedproxy import __version__
+from twistedproxy.config.loader import DEFAULT_FILES, find_file, load
+from twistedproxy.config.control import Event
+from twistedproxy.config.model import EventLog, Model
+from twistedproxy.demo import DemoBackends, demo_config, demo_text
+from twistedproxy.errors import ConfigurationError, Problem
+from twistedproxy.ipc.scoreboard import RowAllocator, Scoreboard
+from twistedproxy.net.transport import tune
+from twistedproxy.observability.events import EventLines, json_line
+from twistedproxy.probes.checker import Checker
+from twistedproxy.probes.discovery import Resolver
+from twistedproxy.supervisor.exposition import render
+from twistedproxy.supervisor.facts import Rows
+from twistedproxy.supervisor.journal import Journal
+from twistedproxy.supervisor.limits import descriptor_problem
+from twistedproxy.supervisor.service import Supervisor
+from twistedproxy.supervisor.sockets import Sockets, bind_plain, wanted_listeners
+from twistedproxy.supervisor.state_dir import StateDir, open_state_dir
+
+PATIENCE_S = 1.8
+"""After an unclean end the old workers may hold the ports for a moment."""
+
+log = Logger(namespace="revproxy")
+
+
+class Options(usage.Options):
+    synopsis = "[--config FILE | --demo]"
+    longdesc = "A reverse proxy for TCP and HTTP whose weights, states and servers change live."
+    optParameters = [["config", "c", None, f"configuration file [default: {' or '.join(DEFAULT_FILES)}]"]]
+    optFlags = [["demo", None, "run with two little web servers and an echo inside; needs no file"]]
+
+    def postOptions(self) -> None:
+        if self["demo"] and self["config"]:
+            raise usage.UsageError("--demo brings its own configuration: leave out --config")
+
+    def opt_version(self) -> NoReturn:
+        """Print the version and exit."""
+        print(f"revproxy {__version__}")
+        raise SystemExit(0)
+
+
+def makeService(options: Options) -> MultiService:
+    """The whole supervisor; on any obstacle every problem is printed and the process ends with exit code 1."""
+    from twisted.internet import reactor as global_reactor  # noqa: PLC0415 - twistd has chosen it by now
+
+    reactor: Any = global_reactor
+    # Twisted's timers run on the wall clock, where a step of the clock would fire or freeze all of them (faults: F1).
+    reactor.seconds = time.monotonic
+    demo = None
+    try:
+        if options["demo"]:
+            demo = _Demo(reactor)
+            file = demo.file
+        else:
+            file = os.path.abspath(options["config"]) if options["config"] else find_file()
+        return compose(reactor, prepare(file), demo)
+    except ConfigurationError as e:
+        if demo is not None:
+            demo.remove()
+        for problem in e.problems:
+            print(problem, file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What start needs and what can fail: all there, nothing running."""
+
+    model: Model
+    """As the file says it."""
+    state: StateDir
+    sockets: Sockets
+    admin: socket.socket | None
+
+    def abandon(self) -> None:
+        self.sockets.close()
+        if self.admin is not None:
+            self.admin.close()
+        self.state.release()
+
+
+def prepare(file: str) -> Prepared:
+    """Load, lock and bind; `ConfigurationError` with every problem, and nothing kept open then."""
+    model = load(file)
+    problems = [p for p in (descriptor_problem(model),) if p is not None]
+    state = open_state_dir(model.state_dir)
+    if isinstance(state, Problem):
+        raise ConfigurationError([_located(p, file) for p in (*problems, state)])
+    sockets = Sockets(max(model.workers, 1), tune, lambda text: log.warn("{text}", text=text))
+    deadline = time.monotonic() + (PATIENCE_S if state.was_unclean else 0)
+    while True:
+        taken = sockets.bind(wanted_listeners(model))
+        admin, refused = bind_plain(model.admin.listen, "admin.listen") if model.admin.listen else (None, None)
+        if refused is not None:
+            taken.append(refused)
+        prepared = Prepared(model, state, sockets, admin)
+        if not taken and not problems:
+            return prepared
+        if problems or time.monotonic() > deadline:
+            prepared.abandon()
+            raise ConfigurationError([_located(p, file) for p in (*problems, *taken)])
+        sockets.close()
+        if admin is not None:
+            admin.close()
+        time.sleep(0.05)
+
+
+def _located(problem: Problem, file: str) -> Problem:
+    return Problem(problem.path, problem.message, problem.line, problem.file or file)
+
+
+def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> MultiService:
+    """The service tree over what is prepared."""
+    # Klein imports the global reactor, so not before it is chosen; workers never come here.
+    from twistedproxy.admin.api import AdminService  # noqa: PLC0415
+
+    model, state = prepared.model, prepared.state
+    root = Root(reactor, prepared, demo)
+    try:
+        try:
+            root.journal = Journal(state.file("journal.jsonl"), root.in_journal_thread, time.time)
+        except OSError as e:
+            raise ConfigurationError([Problem("state_dir", f"the journal {e.filename} cannot be opened: {e.strerror}")]) from None
+        board = Scoreboard.create(workers=max(64, model.workers))
+        allocator = RowAllocator(board)
+        root.supervisor = Supervisor(
+            reactor,
+            root.journal.replay(model),
+            root.journal,
+            prepared.sockets,
+            board,
+            Rows(allocator.allocate, allocator.free),
+            command=worker_command,
+            checks=Checker,
+            names=Resolver,
+        )
+        root.admin = AdminService(root.supervisor, model, reactor, render, prepared.admin, state.file("admin.sock"))
+        root.events = EventFile.open(model.logs.events)
+    except ConfigurationError:
+        prepared.abandon()
+        raise
+    root.supervisor.setServiceParent(root)  # type: ignore[no-untyped-call]
+    root.admin.setServiceParent(root)
+    return root
+
+
+def worker_command(slot: int) -> list[str]:
+    return [sys.executable, "-P", "-m", "twistedproxy.worker.main", "--slot", str(slot)]
+
+
+class EventFile:
+    """The event log where the configuration names one of its own; it is opened anew at SIGUSR1."""
+
+    def __init__(self, path: str, format: str) -> None:
+        self._path = path
+        self._stream = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - for life
+        self.observer = EventLines(self._write, format)
+
+    @classmethod
+    def open(cls, events: EventLog) -> EventFile | None:
+        """None for twistd's own log; `ConfigurationError` when the file cannot be written."""
+        if events.file == "-":
+            return None
+        try:
+            return cls(events.file, events.format)
+        except OSError as e:
+            raise ConfigurationError([Problem("logs.events.file", f"{events.file} cannot be written: {e.strerror}")]) from None
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+
+    def reopen(self) -> None:
+        try:
+            fresh = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - for life
+        except OSError as e:
+            log.error("the event log {path} cannot be opened again, the old file is written on: {why}", path=self._path, why=e.strerror)
+            return
+        self._stream.close()
+        self._stream = fresh
+
+
+class Root(MultiService):
+    """What twistd starts and stops: supervisor and admin, the journal's thread, signals, and the order in which all ends."""
+
+    supervisor: Supervisor
+    journal: Journal
+    admin: Any
+    events: EventFile | None = None
+
+    def __init__(self, reactor: Any, prepared: Prepared, demo: _Demo | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._reactor = reactor
+        self._prepared = prepared
+        self._demo = demo
+        self._thread = ThreadPool(0, 1, "journal")
+        self._is_stopping = False
+        self._log_handler: Any = None
+
+    def in_journal_thread(self, work: Callable[[], None]) -> Deferred[None]:
+        """A thread of its own: the reactor's pool may be full of waiting look-ups."""
+        return deferToThreadPool(self._reactor, self._thread, work)
+
+    def startService(self) -> None:
+        self._prepared.state.claim()
+        self._thread.start()
+        self._choose_log()
+        super().startService()  # type: ignore[no-untyped-call]
+        model = self._prepared.model
+        if self._prepared.admin is not None:
+            port = self._prepared.admin.getsockname()[1]
+            host = str(model.admin.listen).rpartition(":")[0]
+            log.info("admin: http://{host}:{port}/, token in {file}", host=host, port=port, file=self.admin.token_file)
+        log.info("admin: {socket} for this user", socket=self._prepared.state.file("admin.sock"))
+        self._reactor.callWhenRunning(self._install_signals)
+        if self._demo is not None:
+            self._tell_when_ready(self._demo)
+
+    def _tell_when_ready(self, demo: _Demo) -> None:
+        def look(_: Event) -> None:
+            if self.supervisor.is_ready:
+                leave()
+                demo.tell(self.admin.token_file)
+
+        leave = self.supervisor.subscribe(look)
+
+    def stopService(self) -> Deferred[None]:
+        self._is_stopping = True
+        stopped: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
+        return stopped.addBoth(self._ended)
+
+    def _ended(self, result: Any) -> Any:
+        self._thread.stop()
+        self.journal.close()
+        if self.events is not None:
+            globalLogPublisher.removeObserver(self.events.observer)
+        self._prepared.abandon()
+        if self._demo is not None:
+            self._demo.remove()
+        return result
+
+    def _choose_log(self) -> None:
+        events = self._prepared.model.logs.events
+        if self.events is not None:
+            globalLogPublisher.addObserver(self.events.observer)
+        elif events.format == "json":
+            # twistd made its observer from its own options; only how it writes an event is ours to choose.
+            for observer in globalLogPublisher._observers:
+                if isinstance(observer, FileLogObserver):
+                    observer.formatEvent = json_line
+
+    def _install_signals(self) -> None:
+        """Only now: `reactor.run` has put its own handlers in place by the time it is running."""
+        self._log_handler = signal.getsignal(signal.SIGUSR1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._reactor.callFromThread(self.stop))
+        signal.signal(signal.SIGUSR1, lambda *caught: self._reactor.callFromThread(self.reopen_logs, *caught))
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.refuse_reload))
+
+    def stop(self) -> None:
+        """Asked to stop: gracefully the first time, at once the second."""
+        if self._is_stopping:
+            self.supervisor.stop_now()
+        else:
+            self._is_stopping = True
+            self._reactor.stop()
+
+    def reopen_logs(self, number: int, frame: FrameType | None) -> None:
+        if callable(self._log_handler):
+            self._log_handler(number, frame)  # twistd's own log
+        if self.events is not None:
+            self.events.reopen()
+        self.supervisor.reopen_logs()
+        log.info("logs are open anew")
+
+    def refuse_reload(self) -> None:
+        log.warn(
+            "SIGHUP: reload is not supported yet, nothing was changed. Change weights, states and servers through the admin API; "
+            "for anything else in {file} restart the proxy",
+            file=self._prepared.model.config_file,
+        )
+
+
+class _Demo:
+    """``--demo``: a state directory that goes away again, a configuration in it, and servers to pass requests to."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._directory = tempfile.mkdtemp(prefix="revproxy-demo-")
+        self._state = os.path.join(self._directory, "state")
+        self.file = os.path.join(self._directory, "revproxy.toml")
+        with open(self.file, "w", encoding="utf-8") as f:
+            f.write(demo_config(self._state))
+        self._backends = DemoBackends(reactor)
+        try:
+            self._backends.start()
+        except CannotListenError as e:
+            self.remove()
+            raise ConfigurationError([Problem("", f"the demo's servers cannot listen: {e}")]) from None
+
+    def tell(self, token_file: str) -> None:
+        with open(token_file, encoding="utf-8") as f:
+            # twistd turns what is printed into log lines; this is for eyes and for copying.
+            print(demo_text(f.read().strip(), self._state), file=sys.__stdout__, flush=True)
+
+    def remove(self) -> None:
+        self._backends.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
