@@ -26,11 +26,13 @@ NEVER = float("inf")
 class Timed:
     """Something with one deadline at a time; subclasses say what its passing means."""
 
-    __slots__ = ("_deadline", "_look")
+    __slots__ = ("deadline", "look_at")
 
     def __init__(self) -> None:
-        self._deadline = NEVER
-        self._look = 0
+        self.deadline = NEVER
+        """Seconds on the wheel's clock; set by `Wheel.arm` and `Wheel.disarm`."""
+        self.look_at = NEVER
+        """When the wheel will look next; NEVER while it does not hold the object."""
 
     def deadline_passed(self, now: float) -> None:
         """Called once per armed deadline, which is cleared before the call."""
@@ -45,34 +47,36 @@ class Wheel:
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         self.seconds = seconds
-        self._buckets: dict[int, set[Timed]] = {}
+        self._buckets: dict[float, set[Timed]] = {}
+        """By `look_at`, which is always a tick's time."""
         self._tick = int(seconds() / TICK_S)
 
     def arm(self, timed: Timed, deadline: float) -> None:
-        """Let `timed.deadline_passed` be called once the clock has passed `deadline` (absolute, seconds)."""
-        timed._deadline = deadline
-        if deadline == NEVER:
-            return
-        look = timed._look
-        if look and deadline >= look * TICK_S:
-            return
-        self._insert(timed, deadline, self._tick)
+        """Let `timed.deadline_passed` be called once the clock has passed `deadline` (absolute, seconds).
+
+        Where every call counts, these two lines are written out.
+        """
+        timed.deadline = deadline
+        if deadline < timed.look_at:
+            self.look_sooner(timed)
 
     def disarm(self, timed: Timed) -> None:
         """Forget the deadline; the object is let go of at the next look."""
-        timed._deadline = NEVER
+        timed.deadline = NEVER
 
-    def _insert(self, timed: Timed, deadline: float, after: int) -> None:
-        earlier = self._buckets.get(timed._look)
+    def look_sooner(self, timed: Timed) -> None:
+        """Look at `timed` no later than its deadline asks for."""
+        self._insert(timed, self._tick)
+
+    def _insert(self, timed: Timed, after: int) -> None:
+        earlier = self._buckets.get(timed.look_at)
         if earlier is not None:
             earlier.discard(timed)
-        look = min(int(deadline / TICK_S) + 1, after + int(LOOK_S / TICK_S))
-        if look <= after:
-            look = after + 1
-        timed._look = look
-        bucket = self._buckets.get(look)
+        tick = min(int(timed.deadline / TICK_S) + 1, after + int(LOOK_S / TICK_S))
+        timed.look_at = look_at = max(tick, after + 1) * TICK_S
+        bucket = self._buckets.get(look_at)
         if bucket is None:
-            self._buckets[look] = {timed}
+            self._buckets[look_at] = {timed}
         else:
             bucket.add(timed)
 
@@ -81,25 +85,25 @@ class Wheel:
         tick = self._tick
         last = int(now / TICK_S)
         if last - tick > len(self._buckets):
-            due = sorted(t for t in self._buckets if t <= last)
+            due = sorted(at for at in self._buckets if at <= last * TICK_S)
         else:
-            due = [t for t in range(tick + 1, last + 1) if t in self._buckets]
+            due = [at for t in range(tick + 1, last + 1) if (at := t * TICK_S) in self._buckets]
         self._tick = last
-        for tick in due:
-            for timed in self._buckets.pop(tick):
-                if timed._look != tick:
+        for at in due:
+            for timed in self._buckets.pop(at):
+                if timed.look_at != at:
                     continue
-                timed._look = 0
-                deadline = timed._deadline
+                timed.look_at = NEVER
+                deadline = timed.deadline
                 if deadline <= now:
-                    timed._deadline = NEVER
+                    timed.deadline = NEVER
                     try:
                         timed.deadline_passed(now)
                     except Exception:
                         # One owner's bug must not cost the others their deadlines.
                         _log.failure("the passing of a deadline of {timed!r} failed", timed=timed)
                 elif deadline != NEVER:
-                    self._insert(timed, deadline, last)
+                    self._insert(timed, last)
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))

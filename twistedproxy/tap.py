@@ -28,8 +28,8 @@ from twisted.python import usage
 from twisted.python.threadpool import ThreadPool
 
 from twistedproxy import __version__
-from twistedproxy.config.loader import DEFAULT_FILES, find_file, load
 from twistedproxy.config.control import Event
+from twistedproxy.config.loader import DEFAULT_FILES, find_file, load
 from twistedproxy.config.model import EventLog, Model
 from twistedproxy.demo import DemoBackends, demo_config, demo_text
 from twistedproxy.errors import ConfigurationError, Problem
@@ -41,7 +41,7 @@ from twistedproxy.probes.discovery import Resolver
 from twistedproxy.supervisor.exposition import render
 from twistedproxy.supervisor.facts import Rows
 from twistedproxy.supervisor.journal import Journal
-from twistedproxy.supervisor.limits import descriptor_problem
+from twistedproxy.supervisor.limits import fit, raise_descriptor_limit
 from twistedproxy.supervisor.service import Supervisor
 from twistedproxy.supervisor.sockets import Sockets, bind_plain, wanted_listeners
 from twistedproxy.supervisor.state_dir import StateDir, open_state_dir
@@ -111,7 +111,14 @@ class Prepared:
 def prepare(file: str) -> Prepared:
     """Load, lock and bind; `ConfigurationError` with every problem, and nothing kept open then."""
     model = load(file)
-    problems = [p for p in (descriptor_problem(model),) if p is not None]
+    problems = []
+    fitted = fit(model, raise_descriptor_limit())
+    if isinstance(fitted, Problem):
+        problems.append(fitted)
+    else:
+        if fitted != model:
+            log.warn("the limit of open files allows fewer connections than the default: max_connections is lowered (systemd: LimitNOFILE)")
+        model = fitted
     state = open_state_dir(model.state_dir)
     if isinstance(state, Problem):
         raise ConfigurationError([_located(p, file) for p in (*problems, state)])

@@ -88,7 +88,20 @@ KEYS = st.one_of(
 )
 DOTTED = st.lists(KEYS, min_size=1, max_size=3).map(" . ".join)
 SCALARS = st.sampled_from(
-    ["1", "-1.5e3", "true", "2026-11-21", '"a # ] } ,"', "'\\'", '"""x\n]\n\\""" y"""', "'''\n[a]\n'b'''", '""', "''", '""""a"" """', "''''a'''"]
+    [
+        "1",
+        "-1.5e3",
+        "true",
+        "2026-11-21",
+        '"a # ] } ,"',
+        "'\\'",
+        '"""x\n]\n\\""" y"""',
+        "'''\n[a]\n'b'''",
+        '""',
+        "''",
+        '""""a"" """',
+        "''''a'''",
+    ]
 )
 BLANKS = st.sampled_from(["", " ", "\n", " # c ]\n", "\r\n"])
 VALUES = st.recursive(

@@ -9,7 +9,7 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.ipc.scoreboard import HEADER_BYTES, RowAllocator, Scoreboard, ScoreboardMismatch
+from twistedproxy.ipc.scoreboard import HEADER_BYTES, TABLES, RowAllocator, Scoreboard, ScoreboardMismatch
 
 
 def make(test: SynchronousTestCase, rows: int = 16, workers: int = 4) -> Scoreboard:
@@ -32,13 +32,14 @@ class SharingTests(SynchronousTestCase):
         """The length of a queue is never mistaken for leases or retries."""
         scoreboard = make(self)
         board = scoreboard.board(scoreboard.take_slot())
-        last = scoreboard.rows - 1
-        for value, table in enumerate((board.leases, board.queued, board.retries), start=1):
-            table.set(last, value)
-            table.set(0, value * 10)
-        self.assertEqual([t.total(last) for t in (board.leases, board.queued, board.retries)], [1, 2, 3])
-        self.assertEqual([t.get(0) for t in (board.leases, board.queued, board.retries)], [10, 20, 30])
-        self.assertEqual(scoreboard.total("queued", last), 2)
+        tables = (board.leases, board.queued, board.retries)
+        for number, table in enumerate(tables):
+            for row in range(scoreboard.rows):
+                table.set(row, 100 * number + row)
+        for number, (name, table) in enumerate(zip(TABLES, tables, strict=True)):
+            for row in range(scoreboard.rows):
+                expected = 100 * number + row
+                self.assertEqual((table.get(row), table.total(row), scoreboard.total(name, row)), (expected,) * 3)
 
     def test_another_process_sees_it(self) -> None:
         """A worker that is a real process of its own reads our cells and we read its."""

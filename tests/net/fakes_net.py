@@ -53,9 +53,9 @@ class Loop:
 
     def turn(self, wait=0.0):
         """One turn of the reactor; waits at most `wait` for an event."""
-        self.reactor.callLater(wait, lambda: None)
         self.reactor.runUntilCurrent()
-        self.reactor.doPoll(self.reactor.timeout())
+        due = self.reactor.timeout()
+        self.reactor.doPoll(wait if due is None else min(due, wait))
         self.reactor.runUntilCurrent()
         self.wheel.advance(self.seconds())
 
@@ -156,6 +156,16 @@ class Loop:
                 if time.monotonic() > end:
                     raise AssertionError(f"{len(view)} bytes left to send after {LIMIT_S} s") from None
                 self.turn(0.002)
+
+    def fill(self, transport, waiting=50_000):
+        """Write until the kernel takes no more and `waiting` bytes wait in the transport; returns how many were written."""
+        written = 0
+        while transport.buffered < waiting:
+            transport.write(b"x" * 50_000)
+            written += 50_000
+            if transport.buffered < waiting:
+                self.turns(3)
+        return written
 
     @staticmethod
     def reset(peer):

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Address
 from twistedproxy.config.model import Server as ServerSpec
-from twistedproxy.pool.balancers import Picker, balancer, stable_hash
+from twistedproxy.pool.balancers import Picker, RoundRobinPicker, balancer, stable_hash
 from twistedproxy.pool.server import Outcome, Server
 
 NONE: frozenset[Server] = frozenset()
@@ -109,6 +109,13 @@ class RoundRobinTests(SynchronousTestCase):
             picker = it.prepare([(s, 1 if i % 2 else 2) for s, _ in of])
             counted[picker.pick(0, 0.0, Random(1), NONE)] += 1
         self.assertEqual(set(counted.values()), {1000})
+
+    def test_old_debts_are_paid_once(self) -> None:
+        """Turns owed from before a change are made up for, then the weights hold: the debt is not repeated every cycle."""
+        of = servers(3, 1)
+        picker = RoundRobinPicker([s for s, _ in of], [3, 1], [8, -8])
+        counted = Counter(picker.pick(0, 0.0, Random(1), NONE) for _ in range(4000))
+        self.assertApproximates(counted[of[0][0]], 3000, 4)
 
     def test_long_cycles_stay_exact(self) -> None:
         """Weights without a common divisor, longer than what is written down ahead."""
@@ -249,6 +256,21 @@ class HashTests(SynchronousTestCase):
             for one, weight in of:
                 self.assertLessEqual(one.active, -(-1.25 * i * weight // 4))
         self.assertEqual(sum(s.active for s, _ in of), 400)
+
+    def test_overflow_has_an_order_of_its_own(self) -> None:
+        """What does not fit at a key's server goes to the key's next one: not all hot keys spill to the same."""
+        of = servers(*[1] * 8)
+        picker = balancer("hash:path", Random(3)).prepare(of)
+        second = set()
+        for key in KEYS[:40]:
+            first = picker.pick(key, 0.0, Random(1), NONE)
+            assert first is not None
+            expected = picker.pick(key, 0.0, Random(1), frozenset({first}))
+            first.active = 5
+            self.assertIs(picker.pick(key, 0.0, Random(1), NONE), expected)
+            first.active = 0
+            second.add(expected)
+        self.assertEqual(len(second), 8)
 
     def test_idle_servers_keep_their_keys(self) -> None:
         """Without overload the bound moves nothing, however many requests went before."""

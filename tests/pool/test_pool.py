@@ -331,6 +331,50 @@ class WaitingTests(SynchronousTestCase):
         held[1].release(Outcome.OK)
         self.assertEqual(len(rig.told), 1)
 
+    def test_drained_server_hands_on_nothing(self) -> None:
+        """A place that comes free at a server being drained is not given to who waits for the others."""
+        a, b = self.held if self.held[0].server.address == A else reversed(self.held)
+        self.rig.ask()
+        servers = self.rig.pool.spec.servers
+        self.rig.pool.update(replace(self.rig.pool.spec, servers=(replace(servers[0], state_set=AdminState.DRAIN), servers[1])))
+        a.release(Outcome.OK)
+        self.assertEqual(self.rig.told, [])
+        b.release(Outcome.OK)
+        self.assertEqual(len(self.rig.told), 1)
+
+    def test_served_client_sends_another_away(self) -> None:
+        """A request that is served may cancel others in line in the same breath: they are passed over, nobody stumbles."""
+        for by_change in (False, True):
+            self.setUp()
+            order: list[str] = []
+            others: list[Queued] = []
+
+            def first(answer: Lease | Refusal, others: list[Queued] = others, order: list[str] = order) -> None:
+                order.append("first")
+                others[0].cancel()
+
+            self.rig.pool.acquire(0, NONE, first)
+            for name in ("second", "third"):
+                queued = self.rig.pool.acquire(0, NONE, lambda answer, name=name, order=order: order.append(name))  # type: ignore[misc]
+                assert isinstance(queued, Queued)
+                others.append(queued)
+            if by_change:
+                self.rig.pool.update(replace(self.rig.pool.spec, servers=(*self.rig.pool.spec.servers, server_spec(C))))
+            else:
+                for lease in self.held:
+                    lease.release(Outcome.OK)
+            self.assertEqual(order, ["first", "third"])
+
+    def test_served_client_frees_another_place(self) -> None:
+        """A request that is served by a change and ends another one thereby lets the next in line in at once."""
+        a, b = self.held if self.held[0].server.address == A else reversed(self.held)
+        told: list[Lease | Refusal] = []
+        self.rig.pool.acquire(0, frozenset({a.server}), told.append)
+        self.rig.pool.acquire(0, NONE, lambda answer: b.release(Outcome.OK))
+        servers = self.rig.pool.spec.servers
+        self.rig.pool.update(replace(self.rig.pool.spec, servers=(replace(servers[0], max_connections=2), servers[1])))
+        self.assertEqual([t.server.address for t in told if isinstance(t, Lease)], [B])
+
     def test_pool_goes_away_under_the_waiting(self) -> None:
         """When the last server is taken away those who wait are told at once, not after the time-out."""
         self.rig.ask()

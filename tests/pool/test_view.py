@@ -32,6 +32,7 @@ class ViewTests(SynchronousTestCase):
         self.view.look(many, 0.0)
         self.full = set(many[:11])
         self.assertEqual({self.choose() for _ in range(30)}, {many[11]})
+        self.assertIs(self.choose(frozenset({many[11]})), Nobody.FULL)
         self.full = set(many)
         self.assertIs(self.choose(), Nobody.FULL)
 

@@ -13,6 +13,9 @@ import sys
 import time
 from typing import Any
 
+if "die" in os.environ.get("STUB", "").split():
+    sys.exit("no such plugin")
+
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, ServerFactory
@@ -106,8 +109,6 @@ class One(ServerFactory):
         return LINK
 
 
-if "die" in STUB:
-    sys.exit("no such plugin")
 LINK = Link()
 reactor.seconds = time.monotonic
 reactor.adoptStreamConnection(3, socket.AF_UNIX, One())

@@ -1,4 +1,4 @@
-"""A promise of connections that the system's limits cannot keep is refused at start."""
+"""What the system's limit of open files cannot hold is refused when somebody chose it, and fitted when it is the default."""
 
 from __future__ import annotations
 
@@ -6,18 +6,45 @@ import resource
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.model import Address, HttpListener, Model
-from twistedproxy.supervisor.limits import judge
+from twistedproxy.config.model import Address, HttpListener, Model, TcpListener
+from twistedproxy.errors import Problem
+from twistedproxy.supervisor.limits import DEFAULT, fit, raise_descriptor_limit
+
+
+def model(limit: int = DEFAULT, workers: int = 2) -> Model:
+    return Model(
+        workers=workers,
+        http=(HttpListener(Address("127.0.0.1:80"), max_connections=limit),),
+        tcp=(TcpListener(Address("127.0.0.1:81"), "pg"),),
+    )
 
 
 class LimitsTests(SynchronousTestCase):
-    def test_the_problem_says_what_to_do(self) -> None:
-        model = Model(workers=2, http=(HttpListener(Address("127.0.0.1:80"), max_connections=10_000),))
-        problem = judge(model, 4096)
-        self.assertIn("ulimit -n 11200", str(problem))
-        self.assertIsNone(judge(model, 11_200))
-        self.assertIsNotNone(judge(model, 11_199))
-        self.assertIsNone(judge(model, resource.RLIM_INFINITY))
+    def test_a_chosen_number_that_does_not_fit_is_refused_with_what_to_do(self) -> None:
+        problem = fit(model(20_000), 4096)
+        assert isinstance(problem, Problem)
+        self.assertIn("ulimit -n 22201", str(problem))
+        self.assertIn("at most 3540", str(problem))
+        self.assertIsInstance(fit(model(20_000), 22_201), Model)
+        self.assertIsInstance(fit(model(3540), 4096), Model)
+        self.assertIsInstance(fit(model(3542), 4096), Problem)
 
-    def test_without_listeners_little_is_needed(self) -> None:
-        self.assertIsNone(judge(Model(), 256))
+    def test_the_default_never_refuses_a_start(self) -> None:
+        """A plain configuration runs on a machine with few descriptors, with fewer connections."""
+        fitted = fit(model(workers=1), 4096)
+        assert isinstance(fitted, Model)
+        self.assertEqual([listener.max_connections for listener in (*fitted.http, *fitted.tcp)], [1770, 1770])
+
+    def test_where_there_is_room_nothing_is_changed(self) -> None:
+        self.assertEqual(fit(model(), 1_000_000), model())
+        self.assertEqual(fit(model(), resource.RLIM_INFINITY), model())
+
+    def test_a_limit_that_holds_nothing_is_refused(self) -> None:
+        self.assertIsInstance(fit(model(), 200), Problem)
+
+    def test_the_soft_limit_becomes_the_hard_one(self) -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        self.assertEqual(raise_descriptor_limit(), before[1])
+        self.assertEqual(resource.getrlimit(resource.RLIMIT_NOFILE), (before[1], before[1]))

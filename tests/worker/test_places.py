@@ -87,8 +87,14 @@ class PlaceTests(SynchronousTestCase):
         self.assertEqual(self.place.front.open, 0)
         self.first.close_one()
         self.poll()
-        self.assertEqual((self.first.open, self.place.front.open), (1, 1))
-        self.place.front.cut()
+        second = self.place.front
+        assert isinstance(second, Front)
+        self.assertEqual((self.first.open, second.open), (1, 1))
+        self.connect()
+        second.close_one()
+        self.poll()
+        self.assertEqual((self.first.open, second.open), (1, 1))
+        second.cut()
 
     def test_raise_the_maximum(self) -> None:
         """A higher maximum lets those in who wait."""

@@ -123,7 +123,7 @@ def _health(declared: schema.Health) -> HealthCheck:
         path=declared.http or "/",
         host=declared.host,
         port=declared.port,
-        status=declared.status,
+        status=declared.status or HealthCheck("http").status,
         body=declared.body,
         every_s=declared.every,
         timeout_s=declared.timeout,

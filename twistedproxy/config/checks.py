@@ -5,6 +5,7 @@ The document may lack what was refused already; `tree` is everything as the file
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,18 +17,20 @@ Finding = tuple[Path, str]
 Quote = Callable[[Path, str], str]
 """A value as messages may show it: with its placeholders as written."""
 
+MOST_OF_A_SORT = 300
 DEFAULT_HTTP = ":80"
 
 
 def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote: Quote) -> list[Finding]:
-    """All findings, in no particular order."""
-    return [
-        *_pools(document, tree),
-        *_references(document, tree, quote),
-        *_hosts(document, quote),
-        *_routes(document),
-        *_listeners(document, tree, origin, quote),
-    ]
+    """All findings, in no particular order; of each sort no more than anybody will read."""
+    sorts = (
+        _pools(document, tree),
+        _references(document, tree, quote),
+        _hosts(document, quote),
+        _routes(document),
+        _listeners(document, tree, origin, quote),
+    )
+    return [finding for sort in sorts for finding in itertools.islice(sort, MOST_OF_A_SORT)]
 
 
 def _table(value: Any, *keys: str) -> Mapping[str, Any]:

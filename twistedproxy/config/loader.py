@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,8 @@ def parse_server(value: object, base_dir: str | None = None) -> Server:
     try:
         declared = TypeAdapter(schema.ServerOrText).validate_python(value, context=Origin(base_dir))
     except ValidationError as e:
-        raise ValueError("; ".join(f"{dotted(p)}: {m}" if p else m for p, m in _findings(e, schema.Server))) from None
+        wrong, missing = _findings(e, schema.Server)
+        raise ValueError("; ".join(f"{dotted(p)}: {m}" if p else m for p, m in wrong + missing)) from None
     return build.server(declared)
 
 
@@ -234,68 +235,80 @@ def _validate(resolution: placeholders.Resolution, origin: Origin) -> tuple[sche
 
     from twistedproxy.config import checks, schema  # noqa: PLC0415 - pydantic
 
-    findings: list[Finding] = list(resolution.problems)
-    unresolved = [path for path, _ in findings]
-    tree = resolution.tree
-    for path in unresolved:
-        tree = _without(tree, path)
+    findings: dict[Finding, None] = dict.fromkeys(resolution.problems)
+    unresolved = {path for path, _ in findings}
+    around = {path[:n] for path in unresolved for n in range(len(path))}
+
+    def is_unresolved(path: Path) -> bool:
+        """Is this only because a placeholder stands for nothing?"""
+        return any(path[:n] in unresolved for n in range(len(path) + 1))
+
+    tree = whole = _without(resolution.tree, unresolved)
     document = None
     while document is None:
         try:
             document = schema.File.model_validate(tree, context=origin)
         except ValidationError as e:
-            found = _findings(e, schema.File)
-            new = [f for f in found if f not in findings and not any(_is_below(f[0], p) or _is_below(p, f[0]) for p in unresolved)]
-            findings += new
-            smaller = tree
-            for path, _ in found:
-                smaller = _without(smaller, path)
+            wrong, missing = _findings(e, schema.File)
+            # What is missing the second time was taken out by us.
+            new = wrong if tree is not whole else wrong + missing
+            findings |= dict.fromkeys(f for f in new if not is_unresolved(f[0]) and f[0] not in around)
+            smaller = _without(tree, {path for path, _ in wrong + missing})
             if smaller == tree:
-                return None, findings
+                return None, list(findings)
             tree = smaller
 
     def quote(path: Path, value: str) -> str:
         return values.shown(resolution.written.get(dotted(path), value))
 
-    findings += [f for f in checks.check(document, resolution.tree, origin, quote) if not any(_is_below(f[0], p) for p in unresolved)]
-    return document, findings
+    checked = checks.check(document, resolution.tree, origin, quote)
+    return document, [*findings, *(f for f in checked if not is_unresolved(f[0]))]
 
 
-def _is_below(path: Path, other: Path) -> bool:
-    return path[: len(other)] == other
+def _without(tree: Mapping[str, Any], paths: Collection[Path]) -> dict[str, Any]:
+    """A copy of `tree` without what is at `paths`; a whole list goes when one of its items must, so that no index moves."""
+
+    def copy(value: Any) -> Any:
+        return {k: copy(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    smaller: dict[str, Any] = copy(tree)
+    for path in paths:
+        if not path:
+            return {}
+        table = smaller
+        for step, following in zip(path, (*path[1:], None), strict=True):
+            if step not in table:
+                break
+            below = table[step]
+            if not isinstance(below, dict) or following not in below:
+                del table[step]
+                break
+            table = below
+    return smaller
 
 
-def _without(tree: Any, path: Path) -> Any:
-    """A copy of `tree` without what is at `path`; a whole list goes when one of its items must, so that no index moves."""
-    if not path or not isinstance(tree, dict) or path[0] not in tree:
-        return {} if not path else tree
-    key = path[0]
-    is_last = len(path) == 1 or not isinstance(tree[key], dict) or path[1] not in tree[key]
-    rest = {k: v for k, v in tree.items() if k != key}
-    return rest if is_last else {**tree, key: _without(tree[key], path[1:])}
-
-
-def _findings(error: ValidationError, root: type[Section]) -> list[Finding]:
-    """pydantic's errors in our words, with the paths of the file."""
+def _findings(error: ValidationError, root: type[Section]) -> tuple[list[Finding], list[Finding]]:
+    """pydantic's errors in our words, with the paths of the file: what is wrong, and what is missing."""
     errors = error.errors(include_url=False, include_input=False)
-    findings = []
-    unready: set[Path] = set()
+    wrong: list[Finding] = []
+    missing: list[Finding] = []
+    hints: dict[Path, list[str]] = {}
     for item in errors:
         if item["type"] == "extra_forbidden":
             *table, key = item["loc"]
-            message = _unknown_key(str(key), _section_at(root, tuple(table)))
+            message = _unknown_key(str(key), _section_at(root, tuple(table)), len(wrong) < MOST_PROBLEMS)
             path = _file_path(item["loc"], root)
-            if message.endswith("not supported yet"):
-                unready.add(path[:-1])
-            findings.append((path, message))
+            hints.setdefault(path[:-1], []).append(message)
+            wrong.append((path, message))
     for item in errors:
         path = _file_path(item["loc"], root)
         if item["type"] == "missing":
-            if path[:-1] not in unready:
-                findings.append((path[:-1], f"needs the key {path[-1]!r}"))
+            # The key is probably there, misspelt or as something that is to come.
+            if not any(f"mean {path[-1]!r}" in hint or hint.endswith("not supported yet") for hint in hints.get(path[:-1], ())):
+                missing.append((path[:-1], f"needs the key {path[-1]!r}"))
         elif item["type"] != "extra_forbidden":
-            findings.append((path, _words(item)))
-    return findings
+            wrong.append((path, _words(item)))
+    return wrong, missing
 
 
 def _words(item: Mapping[str, Any]) -> str:
@@ -311,7 +324,7 @@ def _words(item: Mapping[str, Any]) -> str:
     return str(item["msg"])
 
 
-def _unknown_key(key: str, section: type[Section] | None) -> str:
+def _unknown_key(key: str, section: type[Section] | None, has_hint: bool) -> str:
     from twistedproxy.config import schema  # noqa: PLC0415 - pydantic
 
     if section is None:
@@ -320,7 +333,7 @@ def _unknown_key(key: str, section: type[Section] | None) -> str:
         return f"{key} is not supported yet"
     known = [field.alias or name for name, field in section.model_fields.items()]
     names = [name for name in known if name != schema.ROUTES]
-    hint = values.did_you_mean(key, names)
+    hint = values.did_you_mean(key, names) if has_hint else ""
     routes = ' and routes such as "/" or "=/exact"' if schema.ROUTES in known else ""
     return f"there is no key {values.shown(key)} here.{hint} Allowed are {', '.join(names)}{routes}"
 

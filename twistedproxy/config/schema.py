@@ -189,7 +189,9 @@ class Health(Section):
     redis: kinds.Flag | None = key(None, "`true`: Redis answers PING.", reload=LIVE)
     host: kinds.HealthHost | None = key(None, "Host field of an HTTP check. Default: the server's address.", reload=LIVE)
     port: Annotated[int, kinds.integer(1, 65535)] | None = key(None, "Port to ask instead of the server's own.", reload=LIVE)
-    status: kinds.Statuses = key("200-399", "Good statuses of an HTTP check.", reload=LIVE)
+    status: kinds.Statuses | None = key(
+        None, 'Good statuses of an HTTP check, such as `"200-299"` or `"200,204"`. Default: `"200-399"`.', reload=LIVE
+    )
     body: kinds.Text | None = key(None, "Text that the first 64 KiB of the body of an HTTP check must contain.", reload=LIVE)
     every: Annotated[float, kinds.duration("100ms", "1d")] = key("2s", "Time between two checks of a server, ± 20 %.", reload=LIVE)
     timeout: Annotated[float, kinds.duration("10ms", "5m")] = key("1s", "A check that takes longer has failed.", reload=LIVE)

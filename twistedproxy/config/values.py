@@ -47,7 +47,7 @@ def shown(value: object) -> str:
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """`` Did you mean 'x'?`` with a leading space, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, known, 1, 0.6) if len(word) <= 100 else []
+    near = difflib.get_close_matches(word, known, 1, 0.6) if len(word) <= 100 and len(known) <= 1000 else []
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from twisted.python.failure import Failure
 
-from twistedproxy.clock import Timed
+from twistedproxy.clock import NEVER, Timed
 from twistedproxy.errors import BadBody, BadHead, BadProxyHeader, BodyTimeout, ClientGone, HeadTimeout, ProxyError, WriteStall
 from twistedproxy.http.bodies import LengthReader
 from twistedproxy.http.exchange import SPLICE_FROM, Exchange, State
@@ -19,7 +19,7 @@ from twistedproxy.http.failures import failure_response
 from twistedproxy.http.forwarding import Client
 from twistedproxy.http.h1 import ChunkedReader, request_body_length, response_head
 from twistedproxy.http.head import PartialRequest, parse_request
-from twistedproxy.http.local import local_answer
+from twistedproxy.http.local import SPECIAL, local_answer
 from twistedproxy.http.messages import CHUNKED, NO_BODY, LocalResponse, RequestHead
 from twistedproxy.net.proxy_protocol import Parsed
 from twistedproxy.net.relay import relay_exactly
@@ -46,6 +46,9 @@ class Reading(enum.Enum):
     """The connection is closing, or belongs to a tunnel."""
 
 
+_HEAD, _BODY, _HELD_BACK, _NOTHING = Reading  # a global is found faster than an enum's member
+
+
 class FrontConnection(Timed):
     """One client's HTTP/1 connection."""
 
@@ -61,7 +64,7 @@ class FrontConnection(Timed):
         self.client_port = 0
         self.local = ("", 0)
         self.exchange: Exchange | None = None
-        self.reading = Reading.HEAD
+        self.reading = _HEAD
         self.is_gone = False
         self.response_deadline = 0.0
         self._buffer = b""
@@ -110,11 +113,11 @@ class FrontConnection(Timed):
         front = self.front
         front.counts.bytes_in += len(data)
         reading = self.reading
-        if reading is Reading.HEAD:
+        if reading is _HEAD:
             self._read_requests(data)
-        elif reading is Reading.BODY:
+        elif reading is _BODY:
             self._read_body(data)
-        elif reading is Reading.HELD_BACK:
+        elif reading is _HELD_BACK:
             self._buffer += data
             if len(self._buffer) > HIGH_WATER:
                 self.pause_reading()
@@ -122,7 +125,7 @@ class FrontConnection(Timed):
     def _read_requests(self, data: bytes) -> None:
         """Start the requests in `data` one after the other, for as long as each is done before the next."""
         self._is_looping = True
-        while data and self.reading is Reading.HEAD:
+        while data and self.reading is _HEAD:
             try:
                 partial = self._partial
                 if partial is None:
@@ -155,7 +158,7 @@ class FrontConnection(Timed):
         front = self.front
         now = front.seconds()
         self._requests += 1
-        request_id = front.fresh_id()
+        request_id = b"%b%08x" % (front.id_prefix, front.next_serial())
         if self.client.is_trusted:
             request_id = self.client.request_id(head, request_id)
         exchange = self.exchange = Exchange(self, head, request_id, now)
@@ -164,10 +167,10 @@ class FrontConnection(Timed):
         first = b""
         is_complete = True
         if length == NO_BODY:
-            self.reading = Reading.HELD_BACK
+            self.reading = _HELD_BACK
         else:
             body = self._body = ChunkedReader() if length == CHUNKED else LengthReader(length)
-            self.reading = Reading.BODY
+            self.reading = _BODY
             self._rate_since = now
             self._rate_bytes = 0
             try:
@@ -182,12 +185,13 @@ class FrontConnection(Timed):
                 self._body_ended(body.leftover)
             else:
                 front.wheel.arm(self, now + front.timeouts.body_idle_s)
-        local = local_answer(exchange.method, head)
-        if local is not None:
-            exchange.is_request_complete = is_complete
-            exchange.answer(local)
-        else:
-            exchange.start(length, first, is_complete)
+        if exchange.method in SPECIAL:
+            local = local_answer(exchange.method, head)
+            if local is not None:
+                exchange.is_request_complete = is_complete
+                exchange.answer(local)
+                return
+        exchange.start(length, first, is_complete)
 
     def _read_body(self, data: bytes) -> None:
         exchange, body = self.exchange, self._body
@@ -208,6 +212,8 @@ class FrontConnection(Timed):
         """`BodyTimeout` when the body has come slower than the listener's minimum for long; a pause of ours starts the measure anew."""
         front = self.front
         now = front.seconds()
+        if not self._rate_bytes:  # the wait before (for 100 Continue, for the server) says nothing about the rate
+            self._rate_since = now
         self._rate_bytes += count
         elapsed = now - self._rate_since
         if elapsed > MIN_RATE_AFTER_S and self._rate_bytes < front.min_body_rate * elapsed:
@@ -215,7 +221,7 @@ class FrontConnection(Timed):
         front.wheel.arm(self, now + front.timeouts.body_idle_s)
 
     def _body_ended(self, leftover: bytes) -> None:
-        self.reading = Reading.HELD_BACK
+        self.reading = _HELD_BACK
         self._body = None
         self._buffer = leftover
         self.resume_reading()
@@ -232,7 +238,12 @@ class FrontConnection(Timed):
         if isinstance(body, LengthReader) and exchange is not None:
             body.left -= count
             exchange.request_spliced(count)
-            front.wheel.arm(self, front.seconds() + front.timeouts.body_idle_s)
+            if self._splice is not None and self._splice.is_blocked:
+                self._rate_bytes = 0  # the server was the slow one
+            try:
+                self._check_rate(count)
+            except BodyTimeout as error:
+                exchange.bad_body(error)
 
     def _splice_done(self) -> None:
         self._splice = None
@@ -249,33 +260,34 @@ class FrontConnection(Timed):
 
     def await_response(self, deadline: float) -> None:
         """The request is complete; without a response head by `deadline` the exchange is told."""
-        self.response_deadline = deadline
-        self.front.wheel.arm(self, deadline)
+        self.response_deadline = self.deadline = deadline
+        if deadline < self.look_at:
+            self.front.wheel.look_sooner(self)
 
     def stop_waiting(self) -> None:
         """The response has begun: from here on the transport watches for a client that takes nothing."""
-        if self.reading is not Reading.BODY:
-            self.front.wheel.disarm(self)
+        if self.reading is not _BODY:
+            self.deadline = NEVER
 
     def pause_reading(self) -> None:
         if not self._is_paused:
             self._is_paused = True
             self.transport.pauseProducing()
-            if self.reading is Reading.BODY:
+            if self.reading is _BODY:
                 self.front.wheel.disarm(self)
 
     def resume_reading(self) -> None:
         if self._is_paused:
             self._is_paused = False
             self.transport.resumeProducing()
-            if self.reading is Reading.BODY:
+            if self.reading is _BODY:
                 now = self._rate_since = self.front.seconds()
                 self._rate_bytes = 0
                 self.front.wheel.arm(self, now + self.front.timeouts.body_idle_s)
 
     def detach(self) -> Transport:
         """Hand the transport over to a tunnel; `sent_early` is what the client sent ahead."""
-        self.reading = Reading.NOTHING
+        self.reading = _NOTHING
         self.front.wheel.disarm(self)
         self.transport.unregisterProducer()
         return self.transport
@@ -292,13 +304,15 @@ class FrontConnection(Timed):
             self._splice = None
         if self.is_gone:
             return
-        if self.reading is Reading.NOTHING:  # a tunnel: the relay has closed both transports
+        if self.reading is _NOTHING:  # a tunnel: the relay has closed both transports
             self.is_gone = True
             self.front.closed(self)
         elif exchange.keep_alive:
-            self.reading = Reading.HEAD
+            self.reading = _HEAD
             front = self.front
-            front.wheel.arm(self, now + front.timeouts.keepalive_s)
+            self.deadline = deadline = now + front.timeouts.keepalive_s
+            if deadline < self.look_at:
+                front.wheel.look_sooner(self)
             if self._is_paused:
                 self.resume_reading()
             if self._buffer and not self._is_looping:
@@ -311,7 +325,7 @@ class FrontConnection(Timed):
 
     def _close(self, may_have_input: bool) -> None:
         """Close after what was written. Bytes still on their way would turn that into a reset: they are read and dropped."""
-        self.reading = Reading.NOTHING
+        self.reading = _NOTHING
         self._buffer = b""
         self._partial = self._body = None
         self.front.wheel.disarm(self)
@@ -342,14 +356,14 @@ class FrontConnection(Timed):
         exchange = self.exchange
         if exchange is None:
             self._close(may_have_input=False)
-        elif exchange.state is State.RESPONDING and self.reading is Reading.HELD_BACK:
+        elif exchange.state is State.RESPONDING and self.reading is _HELD_BACK:
             exchange.keep_alive = False
         else:
             exchange.client_gone(ClientGone("the client closed the connection"))
 
     def connectionLost(self, reason: Failure) -> None:
         self.is_gone = True
-        self.reading = Reading.NOTHING
+        self.reading = _NOTHING
         self.front.wheel.disarm(self)
         exchange = self.exchange
         if exchange is not None:
@@ -360,7 +374,7 @@ class FrontConnection(Timed):
     def deadline_passed(self, now: float) -> None:
         exchange = self.exchange
         if exchange is not None:
-            if self.reading is Reading.BODY:
+            if self.reading is _BODY:
                 exchange.bad_body(BodyTimeout("the body stopped coming"))
             else:
                 exchange.deadline_passed()
@@ -369,10 +383,14 @@ class FrontConnection(Timed):
         else:
             self._close(may_have_input=False)
 
+    @property
+    def is_tunnel(self) -> bool:
+        return self.exchange is not None and self.exchange.state is State.TUNNEL
+
     def drain(self) -> None:
         """Let go as soon as the client has its answer; an idle connection may send one last request for a moment."""
-        if self.exchange is None and self.reading is Reading.HEAD:
-            self.front.wheel.arm(self, min(self.front.seconds() + _IDLE_LINGER_S, self._deadline))
+        if self.exchange is None and self.reading is _HEAD:
+            self.front.wheel.arm(self, min(self.front.seconds() + _IDLE_LINGER_S, self.deadline))
 
     def cut(self) -> None:
         """Time is up."""

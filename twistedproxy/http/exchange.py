@@ -38,13 +38,13 @@ from twistedproxy.http import forwarding
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.failures import failure_response
 from twistedproxy.http.h1 import chunk, last_chunk, response_head
-from twistedproxy.http.local import forwards_field
+from twistedproxy.http.local import SPECIAL, forwards_field
 from twistedproxy.http.messages import CHUNKED, LocalResponse, RequestHead, ResponseHead
 from twistedproxy.http.record import outcome_of, record
 from twistedproxy.http.retries import NOTHING_SENT, REUSED, Retries
 from twistedproxy.http.routes import Decision, no_route_detail
 from twistedproxy.http.tunnel import tunnel
-from twistedproxy.http.upstream import UpstreamConnection, take_idle
+from twistedproxy.http.upstream import UpstreamConnection
 from twistedproxy.net.connector import Attempt, connect
 from twistedproxy.net.proxy_protocol import encode as encode_proxy_header
 from twistedproxy.net.relay import Relay, relay_exactly
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 SPLICE_FROM = 128 * 1024
 """Bytes of a body still to come from which moving them inside the kernel pays for the pipe."""
+_OK = Outcome.OK
 _NONE_TRIED: frozenset[Server] = frozenset()
 
 
@@ -82,6 +83,10 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.DONE: frozenset(),
 }
 """SENT goes back to CONNECTING, QUEUED or SENT when a request is tried again; RESPONDING from anywhere before is an answer made here."""
+
+
+# Globals are found faster than an enum's members.
+_SENT, _RESPONDING, _DONE = State.SENT, State.RESPONDING, State.DONE
 
 
 class Exchange:
@@ -216,7 +221,9 @@ class Exchange:
         key = 0 if key_of is None else key_of(self.head, self.client_ip)
         tried = _NONE_TRIED if self._retries is None else self._retries.tried
         answer = destination.pool.acquire(key, tried, self._leased)
-        if isinstance(answer, Queued):
+        if type(answer) is Lease:
+            self._go(answer)
+        elif isinstance(answer, Queued):
             self.state = State.QUEUED
             self._queued = answer
         else:
@@ -228,13 +235,16 @@ class Exchange:
         if isinstance(answer, Refusal):
             # After a failed attempt, that failure says more than "no server is left".
             self.fail(self.error if self.error is not None and isinstance(answer, NoServer) else answer)
-            return
-        self._lease = answer
+        else:
+            self._go(answer)
+
+    def _go(self, lease: Lease) -> None:
+        self._lease = lease
         self.attempts += 1
-        server = answer.server
-        upstream = take_idle(server) if self._retries is None or not self._retries.has_stale_connection else None
-        if upstream is not None:
-            self._send(upstream)
+        server = lease.server
+        # The idle connection used last is the least likely to be closed by the server just now.
+        if server.idle and (self._retries is None or not self._retries.has_stale_connection):
+            self._send(server.idle.pop())
         else:
             self._connect(server)
 
@@ -277,7 +287,7 @@ class Exchange:
     # SEND
 
     def _send(self, upstream: UpstreamConnection) -> None:
-        self.state = State.SENT
+        self.state = _SENT
         self._upstream = upstream
         head, decision, connection = self.head, self.decision, self.connection
         assert decision is not None
@@ -288,7 +298,7 @@ class Exchange:
         else:
             path = None if head.is_canonical else head.path
         host = None if head.authority else _host_of(upstream.server)
-        more = destination.via + forwards_field(self.method, head)
+        more = destination.via if self.method not in SPECIAL else destination.via + forwards_field(head)
         data = connection.client.request(head, path, host, more, self.request_id, length, self._upgrade)
         if length:
             held = self._held
@@ -301,7 +311,7 @@ class Exchange:
         upstream.send(self, data)
         if self.is_request_complete:
             deadline = self.front.seconds() + destination.timeouts.response_head_s
-            upstream.await_head(min(deadline, connection.response_deadline))
+            upstream.await_head(deadline if deadline < connection.response_deadline else connection.response_deadline)
         else:
             connection.resume_reading()
             connection.splice_body(upstream.transport)
@@ -361,7 +371,7 @@ class Exchange:
         status = head.status
         if status >= 502 and self._try_again(str(status), Outcome.FAILED):
             return
-        self.state = State.RESPONDING
+        self.state = _RESPONDING
         self.status = status
         self.error = None
         self.head_at = self.front.seconds()
@@ -488,7 +498,7 @@ class Exchange:
         """Send a response made here and finish."""
         if not self.is_request_complete or self.front.is_draining:
             self.keep_alive = False
-        self.state = State.RESPONDING
+        self.state = _RESPONDING
         self.status = local.status
         body = b"" if self.method == b"HEAD" else local.body
         self.bytes_sent = len(body)
@@ -499,9 +509,9 @@ class Exchange:
 
     def _finish(self) -> None:
         """Once, whatever happened: give back what was taken, count, log, and let the connection go on."""
-        if self.state is State.DONE:
+        if self.state is _DONE:
             return
-        self.state = State.DONE
+        self.state = _DONE
         now = self.front.seconds()
         lease, upstream = self._lease, self._upstream
         if self._queued is not None:
@@ -517,7 +527,8 @@ class Exchange:
         if lease is not None:
             self._lease = None
             server = lease.server.address
-            lease.release(outcome_of(self.error, self.status), self.head_at - self.started if self.head_at >= 0 else -1.0)
+            outcome = _OK if self.error is None and self.status < 500 else outcome_of(self.error, self.status)
+            lease.release(outcome, self.head_at - self.started if self.head_at >= 0 else -1.0)
         if self._retries is not None:
             self._retries.done()
         record(self, server, now - self.started)

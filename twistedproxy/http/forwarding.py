@@ -99,7 +99,7 @@ class Client:
             tail = self._kept_fields(head)
         else:
             drop = _DROPPED_FROM_STRANGERS
-            tail = b"%b%b\r\n" % (self._fields, head.authority)
+            tail = self._fields + head.authority + b"\r\n"
         if host is not None:
             tail = b"Host: %b\r\n%b" % (host, tail)
             drop |= Kind.HOST
@@ -114,7 +114,7 @@ class Client:
             drop |= Kind.CONTENT_LENGTH
         if upgrade is not None:
             tail += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
-        return head.write_h1(start, drop, remove, b"%bX-Request-Id: %b\r\n\r\n" % (tail, request_id))
+        return head.write_h1(start, drop, remove, tail + b"X-Request-Id: " + request_id + b"\r\n\r\n")
 
     def _kept_fields(self, head: RequestHead) -> bytes:
         """Behind a trusted proxy: X-Forwarded-For is appended to, the others are set only where it did not."""
@@ -135,6 +135,8 @@ _RESPONSE_DROPPED = _ALWAYS_DROPPED | Kind.INTERNAL
 
 def response(head: ResponseHead, body_length: int, is_http10: bool, keep_alive: bool) -> bytes:
     """The response head for the client. With `keep_alive` False it announces the close."""
+    if keep_alive and body_length >= 0 and not is_http10 and head.minor == 1:  # nearly always
+        return head.write_h1(None, _RESPONSE_DROPPED, _NOTHING, _TAIL)
     start = None if head.minor == 1 else b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))
     drop = _RESPONSE_DROPPED
     if body_length < 0:

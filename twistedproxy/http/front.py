@@ -55,8 +55,9 @@ class HttpFront:
         self.is_draining = False
         self._on_closed = on_closed
         self._connections: set[FrontConnection] = set()
-        self._id_prefix = secrets.token_hex(6).encode()
-        self._serial = itertools.count()
+        self.id_prefix = secrets.token_hex(6).encode()
+        """With a serial number behind it: unique over workers and restarts, cheap, and no secret."""
+        self.next_serial = itertools.count().__next__
 
     @property
     def open(self) -> int:
@@ -80,14 +81,20 @@ class HttpFront:
         self._on_closed()
 
     def fresh_id(self) -> bytes:
-        """Unique over workers and restarts, cheap, and no secret."""
-        return b"%b%08x" % (self._id_prefix, next(self._serial))
+        """The id of something that never became an exchange."""
+        return b"%b%08x" % (self.id_prefix, self.next_serial())
 
     def drain(self) -> None:
         """Answer what is on the way, announce the close, let idle connections go."""
         self.is_draining = True
         for connection in tuple(self._connections):
             connection.drain()
+
+    def cut_requests(self) -> None:
+        """The time for requests is up; tunnels have as long as TCP sessions."""
+        for connection in tuple(self._connections):
+            if not connection.is_tunnel:
+                connection.cut()
 
     def cut(self) -> None:
         """Time is up: end everything that is still open."""

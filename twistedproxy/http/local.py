@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from twistedproxy.http.messages import LocalResponse, RequestHead
 
-_SPECIAL = frozenset({b"CONNECT", b"TRACE", b"OPTIONS"})
+SPECIAL = frozenset({b"CONNECT", b"TRACE", b"OPTIONS"})
+"""The methods this is about; others need not ask."""
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
 def local_answer(method: bytes, head: RequestHead) -> LocalResponse | None:
-    """The answer to a request that ends here; None for all others."""
-    if method not in _SPECIAL:
-        return None
+    """The answer to a request that ends here; None when it goes on like any other. Ask for methods in `SPECIAL`."""
     if method == b"CONNECT":
         body = b'{"type": "about:blank", "title": "Method Not Allowed", "status": 405, "detail": "this is a reverse proxy"}'
         return LocalResponse(405, body, ((b"Content-Type", b"application/problem+json"), (b"Allow", _METHODS)))
-    if hops_left(head) != 0:
+    if method not in SPECIAL or hops_left(head) != 0:
         return None
     if method == b"OPTIONS":
         return LocalResponse(200, b"", ((b"Allow", _METHODS),))
@@ -34,9 +33,7 @@ def hops_left(head: RequestHead) -> int | None:
     return int(value) if value is not None and value.isdigit() and len(value) < 10 else None
 
 
-def forwards_field(method: bytes, head: RequestHead) -> bytes:
+def forwards_field(head: RequestHead) -> bytes:
     """The decremented Max-Forwards line to send on, b"" for none."""
-    if method not in _SPECIAL:
-        return b""
     left = hops_left(head)
     return b"Max-Forwards: %d\r\n" % (left - 1) if left else b""

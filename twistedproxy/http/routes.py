@@ -47,7 +47,7 @@ class Trace:
 class _Paths(Generic[T]):
     """The routes of one site."""
 
-    __slots__ = ("_whole", "_prefix", "_root", "_is_plain", "_longest", "name")
+    __slots__ = ("_whole", "_prefix", "_root", "_longest", "name", "only")
 
     def __init__(self, site: Site, bind: Callable[[Site, Route], T]) -> None:
         self.name = site.name
@@ -64,11 +64,10 @@ class _Paths(Generic[T]):
                 self._prefix[path.rstrip(b"/") + b"/"] = decision
         self._root = self._prefix.get(b"/")
         self._longest = max(map(len, self._prefix), default=0)
-        self._is_plain = not self._whole and self._longest <= 1
+        self.only = self._root if not self._whole and self._longest <= 1 else None
+        """The site's decision for every path, when it has but the route "/"."""
 
     def find(self, path: bytes) -> Decision[T] | None:
-        if self._is_plain:
-            return self._root
         decision = self._whole.get(path)
         if decision is not None:
             return decision
@@ -119,8 +118,10 @@ class Router(Generic[T]):
 
         `client` is the client's IP; `draw` in [0, 1) picks a side where traffic is split. Equal arguments give equal decisions.
         """
-        paths = self._site(head.host)
-        decision = paths.find(head.path) if paths is not None else None
+        paths = self._exact.get(head.host) if self._exact else None
+        if paths is None:
+            paths = self._site(head.host) if self._suffix else self._any
+        decision = None if paths is None else paths.only or paths.find(head.path)
         if trace is not None:
             self._explain(head, paths, decision, trace)
         return decision

@@ -3,8 +3,8 @@
 How it works
     `os.splice(source, pipe)` when the source is readable, `os.splice(pipe, sink)` at once. The pipe is filled only while it is
     empty, so "would block" on the source always means that the source has nothing. When the sink takes only part, the source is
-    not read until the rest is gone; the sink's write-stall deadline runs meanwhile. A sink that refuses shrinks the next read to
-    64 KiB, one that takes everything lets it grow to 1 MiB: a slow reader holds little kernel memory, a fast one costs few calls.
+    not read until the rest is gone; the sink's write-stall deadline runs meanwhile. A sink that refuses shrinks the reads to
+    64 KiB, one that takes everything lets them grow to 1 MiB: a slow reader holds little kernel memory, a fast one costs few calls.
 
     Pipes are kept for reuse, since making one and growing it costs as much as moving 1 MB. There are at most `MAX_PIPES` in a
     worker; without one, a splice with a known count reads and writes instead.
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PIPE_BYTES = 1024 * 1024
 FIRST_READ = 256 * 1024
 SLOW_READ = 64 * 1024
+READS_TO_GROW = 32
+"""After a refusal: so many full reads in a row, about as much as a socket's send buffer holds, before they become larger."""
 SMALL_READ = 8 * 1024
 """Without a known end: a read below this ends the splice."""
 MAX_PIPES = 256
@@ -95,7 +97,20 @@ class Splice:
     usual. Nobody else may write to the sink meanwhile.
     """
 
-    __slots__ = ("source", "sink", "held", "moved", "is_blocked", "is_active", "_left", "_pipe", "_quantum", "_on_progress", "_on_done")
+    __slots__ = (
+        "source",
+        "sink",
+        "held",
+        "moved",
+        "is_blocked",
+        "is_active",
+        "_left",
+        "_pipe",
+        "_quantum",
+        "_until_growth",
+        "_on_progress",
+        "_on_done",
+    )
 
     def __init__(
         self,
@@ -119,6 +134,7 @@ class Splice:
         """Bytes still to be read; None: no end is known."""
         self._pipe = pipe
         self._quantum = FIRST_READ
+        self._until_growth = 0
         self._on_progress = on_progress
         self._on_done = on_done
         source.splice_in = self
@@ -165,13 +181,17 @@ class Splice:
         self._push(pipe)
         if self.held:
             self._quantum = SLOW_READ
+            self._until_growth = READS_TO_GROW
             if self.is_active:
                 self._block()
                 self.sink.await_writable()
         elif self._left == 0 or (left is None and count < SMALL_READ):
             self._finish()
         elif count == want < PIPE_BYTES:
-            self._quantum = want * 2
+            if self._until_growth:
+                self._until_growth -= 1
+            else:
+                self._quantum = want * 2
 
     def _copy(self, want: int) -> None:
         """No pipe was to be had: one read, one write."""

@@ -41,7 +41,7 @@ from twisted.internet.interfaces import IHalfCloseableDescriptor, IReadWriteDesc
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twistedproxy.clock import Timed, Wheel
+from twistedproxy.clock import NEVER, Timed, Wheel
 from twistedproxy.errors import WriteStall
 from twistedproxy.net.sides import TRANSITIONS, PeerSeen, Producer, ReadSide, Receiver, State, WriteSide
 
@@ -105,8 +105,7 @@ class Transport(Timed):
     """The bytes of the socket are the bytes of the protocol: may be spliced."""
 
     def __init__(self, reactor: Any, wheel: Wheel, sock: socket.socket, peer: str, peer_port: int = 0, write_stall_s: float = 30.0) -> None:
-        self._deadline = float("inf")  # as Timed.__init__ does, without the call
-        self._look = 0
+        self.deadline = self.look_at = NEVER  # as Timed.__init__ does, without the call
         self.reactor = reactor
         self.wheel = wheel
         self.sock = sock

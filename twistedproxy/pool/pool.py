@@ -336,7 +336,7 @@ class Pool:
                 if server not in self._view.available or self._loads.is_full(server):
                     continue
                 for queued in self._line:
-                    if queued.is_waiting and server not in queued.tried:
+                    if server not in queued.tried:
                         queued.answer(self._grant(server))
                         break
         finally:

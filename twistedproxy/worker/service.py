@@ -332,7 +332,9 @@ class Worker:
             self._drain_timers.append(self._reactor.callLater(limit if limit_s is None else min(limit, limit_s), act))
 
     def _cut_http(self) -> None:
-        _cut([front for front in self._fronts() if isinstance(front, HttpFront)])
+        for front in self._fronts():
+            if isinstance(front, HttpFront):
+                front.cut_requests()
 
     def _cut_all(self) -> None:
         _cut(self._fronts())

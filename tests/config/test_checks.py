@@ -1,0 +1,49 @@
+"""Checks across keys; the table of `test_loader` has one case for each sort, here are those that need more than one line."""
+
+from __future__ import annotations
+
+import tomllib
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.config import checks, schema
+from twistedproxy.config.kinds import Origin
+
+
+def findings(text, has_ipv6=True):
+    tree = tomllib.loads(text)
+    origin = Origin("/base", has_ipv6)
+    document = schema.File.model_validate(tree, context=origin)
+    return sorted((path, message) for path, message in checks.check(document, tree, origin, lambda path, value: f"<{value}>"))
+
+
+POOL = "[pools.web]\nservers = ['a:1']\n"
+
+
+class CheckTests(SynchronousTestCase):
+    def paths(self, text, **options):
+        return [path for path, _ in findings(text, **options)]
+
+    def test_a_sound_file_has_no_findings(self):
+        self.assertEqual(findings(POOL + "[sites.'*']\n'/' = 'web'\n'=/' = 'web'\n'/x' = 'web'\n'/x/' = 'web'"), [])
+
+    def test_the_wildcards_of_both_families_are_one_address_but_other_addresses_of_a_port_are_not(self):
+        text = POOL + "[tcp.'%s']\npool = 'web'\n[tcp.'%s']\npool = 'web'"
+        self.assertEqual(self.paths(text % (":1", "0.0.0.0:1")), [("tcp", "0.0.0.0:1")])
+        self.assertEqual(self.paths(text % (":1", "127.0.0.1:1")), [])
+        self.assertEqual(self.paths(text % ("unix:a.sock", "unix:/base/a.sock")), [("tcp", "unix:/base/a.sock")])
+        self.assertEqual(self.paths(text % (":1", "0.0.0.0:1"), has_ipv6=False), [("tcp", "0.0.0.0:1")])
+
+    def test_the_default_port_80_counts_as_taken(self):
+        self.assertEqual(self.paths(POOL + "[sites.'*']\n'/' = 'web'\n[admin]\nlisten = ':80'"), [("admin", "listen")])
+
+    def test_values_are_quoted_by_the_caller_who_knows_how_they_were_written(self):
+        ((_, message),) = findings(POOL + "[sites.'*']\n'/' = 'wep'")
+        self.assertIn("<wep>", message)
+
+    def test_source_ip_is_fine_for_tcp(self):
+        self.assertEqual(findings("[pools.web]\nservers = ['a:1']\nbalance = 'source_ip'\n[tcp.':1']\npool = 'web'"), [])
+
+    def test_thousands_of_findings_of_one_sort_are_not_all_worked_out(self):
+        text = POOL + "[sites.'*']\n" + "".join(f"'/{i}' = 'wep'\n" for i in range(2000))
+        self.assertEqual(len(findings(text)), checks.MOST_OF_A_SORT)
