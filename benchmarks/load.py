@@ -41,7 +41,7 @@ def _ms(text: str) -> float:
 
 
 def wrk(url: str, seconds: float, connections: int, fields: dict[str, str], script: Path | None = None) -> Answered:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout", "5s"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "5s"]
     for name, value in fields.items():
         command += ["-H", f"{name}: {value}"]
     if script:

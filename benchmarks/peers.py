@@ -134,7 +134,7 @@ pool = "tcp"
 access = {{ file = "access.log" }}
 """
         path = self.write("revproxy.toml", config)
-        return [sys.executable, "-m", "twisted", "-n", "--pidfile=", "revproxy", "--config", path]
+        return [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "revproxy", "--config", path]
 
 
 class OursPure(Ours):

@@ -35,7 +35,7 @@ GLOBAL_REACTOR_IN = {"twistedproxy.tap", "twistedproxy.worker.main"}
 DATA_PATH = {"", "errors", "clock", "config", "observability", "ipc", "pool", "tls", "net", "http", "stream", "worker"}
 NOT_IN_DATA_PATH = ("twisted.web", "twisted.protocols.portforward", "klein", "treq", "prometheus_client")
 
-CONTROL_PLANE_CONFIG = {"twistedproxy.config.schema", "twistedproxy.config.loader"}
+CONTROL_PLANE_CONFIG = {f"twistedproxy.config.{name}" for name in ("schema", "loader", "kinds", "checks", "build", "reference")}
 """These may use pydantic; nothing in a worker may come near."""
 
 MAX_FILE_LINES = 500

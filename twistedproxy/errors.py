@@ -145,6 +145,38 @@ class BadProxyHeader(ClientError):
     reason = "bad_proxy_header"
 
 
+class TlsFailed(ClientError):
+    """The TLS handshake with a client did not come about, or its TLS broke later."""
+
+    phase = Phase.TLS
+    reason = "tls_handshake"
+
+
+class TlsTimeout(TlsFailed):
+    """No complete handshake within ``tls_handshake``."""
+
+    cause = Cause.TIMEOUT
+    reason = "tls_timeout"
+
+
+class BadHello(TlsFailed):
+    """What came is not a ClientHello; `seen` are the first bytes of it."""
+
+    reason = "bad_client_hello"
+
+    def __init__(self, detail: str, seen: bytes = b"") -> None:
+        super().__init__(detail)
+        self.seen = seen[:64]
+
+
+class Misdirected(ClientError):
+    """Over this TLS connection the site must not be asked for: it wants another client CA or TLS version (RFC 9110 15.5.20)."""
+
+    status = 421
+    phase = Phase.ROUTE
+    reason = "misdirected"
+
+
 class NoRoute(ProxyError):
     """No site has this host, or the site no route for this path."""
 
@@ -220,6 +252,13 @@ class ConnectTimeout(ConnectFailed):
     status = 504
     cause = Cause.TIMEOUT
     reason = "connect_timeout"
+
+
+class ServerTlsFailed(ConnectFailed):
+    """No TLS with the server: it speaks none, or its certificate is not the one we must see. Nothing of the request was sent."""
+
+    phase = Phase.TLS
+    reason = "server_tls"
 
 
 class ServerClosed(ServerError):

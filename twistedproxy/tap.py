@@ -42,6 +42,8 @@ from twistedproxy.supervisor.exposition import render
 from twistedproxy.supervisor.facts import Rows
 from twistedproxy.supervisor.journal import Journal
 from twistedproxy.supervisor.limits import fit, raise_descriptor_limit
+from twistedproxy.supervisor.nursery import Nursery
+from twistedproxy.supervisor.processes import environment
 from twistedproxy.supervisor.service import Supervisor
 from twistedproxy.supervisor.sockets import Sockets, bind_plain, wanted_listeners
 from twistedproxy.supervisor.state_dir import StateDir, open_state_dir
@@ -169,6 +171,7 @@ def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Mult
             command=worker_command,
             checks=Checker,
             names=Resolver,
+            nursery=Nursery(reactor, NURSERY_COMMAND, board.fd, environment),
         )
         root.admin = AdminService(root.supervisor, model, reactor, render, prepared.admin, state.file("admin.sock"))
         root.events = EventFile.open(model.logs.events)
@@ -178,6 +181,9 @@ def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Mult
     root.supervisor.setServiceParent(root)  # type: ignore[no-untyped-call]
     root.admin.setServiceParent(root)
     return root
+
+
+NURSERY_COMMAND = [sys.executable, "-P", "-m", "twistedproxy.worker.main", "--nursery"]
 
 
 def worker_command(slot: int) -> list[str]:

@@ -56,11 +56,24 @@ JSON = st.recursive(
 
 WEIGHT = {"kind": "set_weight", "pool": "web", "server": A, "weight": 1}
 BAD = [
-    5, None, [], "set_weight", {}, {"kind": "x"}, {"kind": []}, {"kind": {}}, {"kind": "set_weight"}, WEIGHT | {"weight": "1"}, WEIGHT | {"extra": 1},
-    {"kind": "batch"}, {"kind": "batch", "changes": 5}, {"kind": "batch", "changes": [5]}, {"kind": "batch", "changes": [WEIGHT], "x": 1},
+    5,
+    None,
+    [],
+    "set_weight",
+    {},
+    {"kind": "x"},
+    {"kind": []},
+    {"kind": {}},
+    {"kind": "set_weight"},
+    WEIGHT | {"weight": "1"},
+    WEIGHT | {"extra": 1},
+    {"kind": "batch"},
+    {"kind": "batch", "changes": 5},
+    {"kind": "batch", "changes": [5]},
+    {"kind": "batch", "changes": [WEIGHT], "x": 1},
     {"kind": "batch", "changes": [{"kind": "batch", "changes": []}]},
     {"kind": "batch", "changes": [{"kind": "ejected", "pool": "web", "server": A, "until": 1.0}]},
-]  # fmt: skip
+]
 
 # change, status, field, key word
 REFUSED = [

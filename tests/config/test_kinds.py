@@ -50,7 +50,8 @@ class KindTests(SynchronousTestCase):
     def test_placeholders_become_the_type_of_the_key(self):
         good = {
             "flag": ("true", True), "integer": ("5", 5), "fraction": ("0.5", 0.5), "duration": ("5s", 5.0), "size": ("5kB", 5000),
-            "choice": ("v1", "v1"), "listen": (":1", "[::]:1"), "listen or off": ("false", None), "mode": ("0600", 0o600), "eject": ("false", None),
+            "choice": ("v1", "v1"), "listen": (":1", "[::]:1"), "listen or off": ("false", None),
+            "mode": ("0600", 0o600), "eject": ("false", None),
         }  # fmt: skip
         for kind, (text, value) in good.items():
             self.assertEqual(read(kind, Resolved(text, "${env:X}")), value, kind)

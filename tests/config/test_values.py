@@ -11,7 +11,10 @@ from twistedproxy.config.values import Rate
 
 GOOD = [
     (values.parse_duration, {"250ms": 0.25, "1.5s": 1.5, "2m": 120.0, "1h": 3600.0, "1d": 86400.0, "0s": 0.0, "1ms": 0.001}),
-    (values.parse_size, {"1B": 1, "1kB": 1000, "2MB": 2_000_000, "1GB": 10**9, "1KiB": 1024, "1.5KiB": 1536, "100MiB": 104857600, "1GiB": 2**30}),
+    (
+        values.parse_size,
+        {"1B": 1, "1kB": 1000, "2MB": 2_000_000, "1GB": 10**9, "1KiB": 1024, "1.5KiB": 1536, "100MiB": 104857600, "1GiB": 2**30},
+    ),
     (
         values.parse_rate,
         {
@@ -32,16 +35,25 @@ GOOD = [
     (
         values.parse_host,
         {
-            "WWW.Example.COM.": "www.example.com", "*": "*", "*.Example.com": "*.example.com", "127.0.0.1": "127.0.0.1",
-            "::1": "[::1]", "[::1]": "[::1]", "localhost": "localhost",
+            "WWW.Example.COM.": "www.example.com",
+            "*": "*",
+            "*.Example.com": "*.example.com",
+            "127.0.0.1": "127.0.0.1",
+            "::1": "[::1]",
+            "[::1]": "[::1]",
+            "localhost": "localhost",
         },
     ),
     (values.parse_network, {"10.0.0.0/8": "10.0.0.0/8", "10.1.2.3": "10.1.2.3/32", "fd00::/8": "fd00::/8", "0.0.0.0/0": "0.0.0.0/0"}),
     (
         values.parse_balance,
         {
-            "round_robin": "round_robin", "source_ip": "source_ip", "hash:path": "hash:path", "hash:header.X-User": "hash:header.X-User",
-            "hash:cookie.sid": "hash:cookie.sid", "hash:query.v": "hash:query.v",
+            "round_robin": "round_robin",
+            "source_ip": "source_ip",
+            "hash:path": "hash:path",
+            "hash:header.X-User": "hash:header.X-User",
+            "hash:cookie.sid": "hash:cookie.sid",
+            "hash:query.v": "hash:query.v",
         },
     ),
     (
@@ -62,11 +74,14 @@ GOOD = [
             "a:1  weight=0": {"address": "a:1", "weight": 0},
         },
     ),
-]  # fmt: skip
+]
 
 # function, value, a key word of the message
 BAD = [
-    *((values.parse_duration, v, "duration") for v in ("5", "5 s", "s", "-1s", "1.5.s", "1e3s", "5S", "", "none", "١s", "1s\n", "9" * 99 + "s")),
+    *(
+        (values.parse_duration, v, "duration")
+        for v in ("5", "5 s", "s", "-1s", "1.5.s", "1e3s", "5S", "", "none", "١s", "1s\n", "9" * 99 + "s")
+    ),
     *((values.parse_duration, v, "duration") for v in (5, 1.5, True, None, ["1s"], {})),
     *((values.parse_size, v, "size") for v in ("1", "1KB", "1 MiB", "-1B", "1mb", "unlimited", 100, 0)),
     *((values.parse_rate, v, "rate") for v in ("100", "100/d", "/s", "100/s per", "100/s burst", "100/s per a b", 5)),
@@ -74,24 +89,39 @@ BAD = [
     *((values.parse_percent, v, "percentage") for v in ("20", "101%", "-1%", 0.2, "%")),
     *((values.parse_mode, v, "octal") for v in ("0999", "rw", 660, "07777", "")),
     *((values.parse_name, v, "name") for v in ("", "a b", "ä", "a/b", "a" * 129, 5)),
-    *((values.parse_host, v, "host") for v in ("", "a b", "a.com:80", "*.", "a.*.com", "bücher.example", "*x.com", "256.1.1.1", "a..b", "http://a", 5)),
+    *(
+        (values.parse_host, v, "host")
+        for v in ("", "a b", "a.com:80", "*.", "a.*.com", "bücher.example", "*x.com", "256.1.1.1", "a..b", "http://a", 5)
+    ),
     *((values.parse_network, v, "network") for v in ("10.0.0.0/33", "localhost", "", "10.0.0.1/8", 10)),
     *((values.parse_balance, v, "hash:path") for v in ("roundrobin", "hash", "hash:header", "hash:header.", "hash:header.a b", "", 5)),
-    *((values.parse_route_path, v, "") for v in ("", "x", "/a*", "/a b", "/a?b", "/a#b", "//", "/a/../b", "/.", "/é", "/a%", "/%2e%2e/", "/\\", "==/")),
+    *(
+        (values.parse_route_path, v, "")
+        for v in ("", "x", "/a*", "/a b", "/a?b", "/a#b", "//", "/a/../b", "/.", "/é", "/a%", "/%2e%2e/", "/\\", "==/")
+    ),
     *((values.parse_get, v, "GET") for v in ("GET", "GET x", "POST /", "GET /a b", "GET  /", "GET /a\r\nX: y", "GET /#x", 5)),
     *((values.parse_status_ranges, v, "") for v in ("", "99", "600", "300-200", "2xx", "200-", True, 1.5)),
     *((values.parse_health_host, v, "host") for v in ("a b", "a\r\nb", "", "a:b", "http://x")),
     *((values.parse_sha256, v, "64") for v in ("", "ab", "g" * 64, 5)),
     *((values.parse_token, v, "word") for v in ("", "a b", "a/b", "ä", False)),
     *((values.health_table, v, "allowed") for v in ("", "http", "tpc", "ping", 5, True)),
-    *((values.server_table, v, "") for v in ("", " ", "a:1 weight", "a:1 weight=", "a:1 weight=x", "a:1 weight=-1", "a:1 backup backup", "a:1 weight=1 weight=2")),
+    *(
+        (values.server_table, v, "")
+        for v in ("", " ", "a:1 weight", "a:1 weight=", "a:1 weight=x", "a:1 weight=-1", "a:1 backup backup", "a:1 weight=1 weight=2")
+    ),
     *((values.server_table, v, "server") for v in ("a:1 wieght=1", "a:1, b:2", "a:1 ssl", 5, ["a:1"])),
-]  # fmt: skip
+]
 
 LISTEN = {
-    ":80": "[::]:80", "127.0.0.1:0": "127.0.0.1:0", "localhost:81": "127.0.0.1:81", "[::1]:80": "[::1]:80", "[0:0::1]:080": "[::1]:80",
-    "unix:run/a.sock": "unix:/base/run/a.sock", "unix:/run/../run/b.sock": "unix:/run/b.sock", "0.0.0.0:80": "0.0.0.0:80",
-}  # fmt: skip
+    ":80": "[::]:80",
+    "127.0.0.1:0": "127.0.0.1:0",
+    "localhost:81": "127.0.0.1:81",
+    "[::1]:80": "[::1]:80",
+    "[0:0::1]:080": "[::1]:80",
+    "unix:run/a.sock": "unix:/base/run/a.sock",
+    "unix:/run/../run/b.sock": "unix:/run/b.sock",
+    "0.0.0.0:80": "0.0.0.0:80",
+}
 BAD_LISTEN = [
     "80",
     "*:80",
@@ -109,8 +139,12 @@ BAD_LISTEN = [
     "unix:" + "a" * 110,
 ]
 SERVERS = {
-    "A.Example:80": "a.example:80", "10.0.0.1:080": "10.0.0.1:80", "[0::1]:80": "[::1]:80", "unix:x.sock": "unix:/base/x.sock", "db_1:5432": "db_1:5432",
-}  # fmt: skip
+    "A.Example:80": "a.example:80",
+    "10.0.0.1:080": "10.0.0.1:80",
+    "[0::1]:80": "[::1]:80",
+    "unix:x.sock": "unix:/base/x.sock",
+    "db_1:5432": "db_1:5432",
+}
 BAD_SERVERS = [
     "10.0.0.1",
     "a:0",

@@ -113,7 +113,7 @@ class Peer:
         try:
             self.bed.loop.until(check, what)
         except AssertionError as e:
-            raise AssertionError(f"{e}; received and not consumed: {bytes(self.received[self.at :])[:2000]!r}") from None
+            raise AssertionError(f"{e}; received and not consumed: {bytes(self.received[self.at :])[:300]!r}") from None
 
     @property
     def rest(self):
@@ -282,6 +282,7 @@ class Bed:
     def __init__(self):
         self.loop = fakes_net.Loop()
         self.fronts = []
+        self.listeners = []
         self.pools = []
         self.clients = []
         self.origins = []
@@ -323,11 +324,12 @@ class Bed:
             timeouts=timeouts,
             metrics=self.metrics,
             access_log=self.log,
-            on_closed=lambda: self.listener.connection_closed(),
+            on_closed=lambda: listening.connection_closed(),
         )
         self.fronts.append(self.front)
-        self.listener = Listener(self.loop.reactor, self.front.accept, 1000)
-        self.listener.add_socket(0, sock)
+        listening = Listener(self.loop.reactor, self.front.accept, 1000)
+        listening.add_socket(0, sock)
+        self.listeners.append(listening)
         return origins[0] if origins else None
 
     def client(self, data=b"", receive_buffer=0):
@@ -396,7 +398,7 @@ class Bed:
             assert PIPES.lent == self.pipes_lent, f"{PIPES.lent - self.pipes_lent} pipes are still lent"
             for front in self.fronts:
                 assert front.counts.open == 0, front.counts.open
-            assert self.listener.open == 0, self.listener.open
+            assert not any(listening.open for listening in self.listeners), [listening.open for listening in self.listeners]
         finally:
             self.loop.close()
 

@@ -21,7 +21,18 @@ class Membership(SynchronousTestCase):
         some = Networks(["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "::1"])
         for ip in ("10.0.0.0", "10.255.255.255", "192.0.2.7", "2001:db8::5", "::1", "2001:db8::5%eth0"):
             self.assertTrue(some.contains(ip), ip)
-        for ip in ("11.0.0.0", "9.255.255.255", "192.0.2.8", "2001:db9::", "::2", "", "localhost", "10.0.0.1x", "10.0.0", "::ffff:11.0.0.1"):
+        for ip in (
+            "11.0.0.0",
+            "9.255.255.255",
+            "192.0.2.8",
+            "2001:db9::",
+            "::2",
+            "",
+            "localhost",
+            "10.0.0.1x",
+            "10.0.0",
+            "::ffff:11.0.0.1",
+        ):
             self.assertFalse(some.contains(ip), ip)
 
     def test_an_ipv4_client_of_an_ipv6_socket_is_the_ipv4_client_it_is(self):

@@ -19,7 +19,9 @@ from twistedproxy.net.reactor import ProxyReactor
 def run(script):
     """Run a script with a `ProxyReactor` installed; returns what it printed."""
     prelude = "from twistedproxy.net.reactor import install\nreactor = install()\nimport os, socket, sys, threading, time\n"
-    done = subprocess.run([sys.executable, "-c", prelude + textwrap.dedent(script)], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + textwrap.dedent(script)], capture_output=True, text=True, timeout=20, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -99,7 +101,12 @@ class Dispatch(SynchronousTestCase):
         order = []
         recorder.dataReceived = lambda data: order.append("read")
         do_write = transport.doWrite
-        with mock.patch.object(type(transport), "doWrite", lambda self: order.append("write") or do_write()):
+
+        def write_too(transport):
+            order.append("write")
+            do_write()
+
+        with mock.patch.object(type(transport), "doWrite", write_too):
             peer.send(b"x")
             poller = self.loop.reactor._poller
             events = [(transport.fileno(), select.EPOLLIN | select.EPOLLOUT)]
@@ -111,7 +118,7 @@ class Dispatch(SynchronousTestCase):
     def test_a_late_event_of_a_closed_descriptor_does_not_hurt_its_new_owner(self):
         """Both events come out of one poll; the first closes the second's connection and a new one gets its number."""
         first, first_peer, first_told = self.loop.started()
-        second, second_peer, _ = self.loop.started()
+        second, _second_peer, _ = self.loop.started()
         number = second.fileno()
         found = []
 
@@ -163,6 +170,28 @@ class Dispatch(SynchronousTestCase):
             return b""
 
 
+class Soon(SynchronousTestCase):
+    def test_what_shall_be_done_soon_runs_after_the_events_in_hand_even_if_nothing_else_happens(self):
+        order = []
+        self.loop.reactor.soon(order.append, 1)
+        self.assertEqual(order, [])
+        started = time.monotonic()
+        self.loop.turn(3.0)
+        self.assertEqual(order, [1])
+        self.assertLess(time.monotonic() - started, 1.0)
+
+    def test_what_it_asks_for_itself_comes_after_it_and_an_error_does_not_stop_the_rest(self):
+        order = []
+        soon = self.loop.reactor.soon
+        soon(lambda n: soon(order.append, n), "second")
+        soon(lambda n: 1 / n, 0)
+        soon(order.append, "first")
+        self.loop.turn()
+        self.assertEqual(order[0], "first")
+        self.loop.until(lambda: order == ["first", "second"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
 class Parking(SynchronousTestCase):
     def masks(self, transport):
         fd = transport.fileno()
@@ -190,6 +219,23 @@ class Parking(SynchronousTestCase):
             transport.abortConnection()
             for table in (reactor._selectables, reactor._reads, reactor._writes, reactor._parked):
                 self.assertNotIn(fd, table)
+
+    def test_a_descriptor_that_changes_hands_is_watched_for_its_new_owner_only(self):
+        reactor = self.loop.reactor
+        transport, peer, _ = self.loop.started(small=True)
+        self.loop.fill(transport)
+        new = Reader(transport.sock, mock.Mock(return_value=None))
+        new.hung_up, new.doWrite, new.stays_watched = mock.Mock(), mock.Mock(), True
+        reactor.hand_over(transport, new)
+        reactor.settle(transport.fileno())
+        self.assertEqual(self.masks(transport), 0)
+        peer.recv(1 << 20)
+        peer.send(b"x")
+        self.loop.turns()
+        self.assertFalse(new.doRead.called or new.doWrite.called)
+        reactor.addReader(new)
+        self.loop.until(lambda: new.doRead.called)
+        reactor.forget(new)
 
     def test_stopping_the_reactor_finds_paused_connections_too(self):
         transport, _, _ = self.loop.started()
@@ -286,7 +332,16 @@ class Running(SynchronousTestCase):
     def test_what_we_read_of_twisteds_reactor_is_still_there(self):
         """`doPoll` looks at private attributes; a Twisted without them must fail here and not in production."""
         reactor = self.loop.reactor
-        for name in ("_newTimedCalls", "_pendingTimedCalls", "threadCallQueue", "_justStopped", "_started", "_selectables", "_reads", "_writes"):
+        for name in (
+            "_newTimedCalls",
+            "_pendingTimedCalls",
+            "threadCallQueue",
+            "_justStopped",
+            "_started",
+            "_selectables",
+            "_reads",
+            "_writes",
+        ):
             self.assertTrue(hasattr(reactor, name), name)
         call = reactor.callLater(5, lambda: None)
         self.assertIn(call, reactor._newTimedCalls)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import unittest
 from unittest import mock
 
@@ -109,8 +110,6 @@ class Bytes(Joined):
 
     def sending(self, sock, data):
         """Send in a thread, so that the reader can be turned meanwhile."""
-        import threading
-
         sock.setblocking(True)
         thread = threading.Thread(target=sock.sendall, args=(data,))
 

@@ -226,7 +226,7 @@ class Ends(SynchronousTestCase):
         self.assertTrue(self.loop.is_reset(peer))
 
     def test_L4_03_the_peers_reset_is_never_an_eof(self):
-        transport, peer, recorder = self.loop.started()
+        _transport, peer, recorder = self.loop.started()
         self.loop.reset(peer)
         self.loop.until(lambda: recorder.events)
         self.assertEqual(recorder.events, ["lost"])
@@ -254,7 +254,7 @@ class Ends(SynchronousTestCase):
         self.loop.until(lambda: recorder.events == ["lost"])
 
     def test_an_error_in_the_owner_costs_this_connection_only_and_is_logged(self):
-        transport, peer, recorder = self.loop.started()
+        _transport, peer, recorder = self.loop.started()
         _, other_peer, other = self.loop.started()
 
         def fail(data):
@@ -294,7 +294,7 @@ class Lingering(SynchronousTestCase):
         self.loop.until(lambda: recorder.events == ["lost"])
 
     def test_it_lasts_no_longer_than_5_s(self):
-        transport, peer, recorder = self.loop.started()
+        transport, _peer, recorder = self.loop.started()
         transport.linger()
         self.loop.travel(4.8)
         self.assertEqual(recorder.events, [])

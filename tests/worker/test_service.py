@@ -72,6 +72,9 @@ class Front:
 class HttpFront(Front):
     made: list[Front] = []
 
+    def cut_requests(self) -> None:
+        self.cut()
+
 
 class StreamFront(Front):
     made: list[Front] = []

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import CACHED, NOT_MODIFIED
 from werkzeug.exceptions import HTTPException
 
 from twistedproxy.admin import openapi, page, views
@@ -49,13 +50,20 @@ class Api:
     # Without a token
 
     async def page(self, request: AdminRequest) -> bytes:
+        shown = page.load()
         request.setHeader(b"Content-Type", b"text/html; charset=utf-8")
         request.setHeader(b"Content-Security-Policy", page.CONTENT_SECURITY_POLICY)
-        return page.render()
+        request.setHeader(b"Cache-Control", b"no-cache")
+        return b"" if request.setETag(shown.etag) is CACHED else shown.document
 
-    async def stylesheet(self, request: AdminRequest) -> bytes:
-        request.setHeader(b"Content-Type", b"text/css; charset=utf-8")
-        return page.STYLE
+    async def asset(self, request: AdminRequest, digest: str, file: str) -> bytes:
+        shown = page.load()
+        found = shown.assets.get(file) if digest == shown.digest else None
+        if found is None:
+            raise Refuse(404, "The page has no such file; load the page anew.")
+        request.setHeader(b"Content-Type", found.kind)
+        request.setHeader(b"Cache-Control", page.FOR_EVER)
+        return b"" if request.setETag(b'"%s"' % digest.encode()) is CACHED else found.body
 
     async def health_live(self, request: AdminRequest) -> bytes:
         return _json(request, {"status": "live"})
@@ -185,12 +193,13 @@ def _add_route(app: Klein, operation: Operation, handler: Callable[..., Any]) ->
         body: bytes = await handler(request, **parts)
         if request.startedWriting:
             return None
-        request.setHeader(b"Content-Length", b"%d" % len(body))
+        if request.code != NOT_MODIFIED:
+            request.setHeader(b"Content-Length", b"%d" % len(body))
         return body
 
     answer.__name__ = operation.name
-    # An address is the last part of its path and may hold slashes once decoded.
-    route = operation.path.replace("{address}", "<path:address>").replace("{", "<").replace("}", ">")
+    # An address or a file is the last part of its path and may hold slashes once decoded.
+    route = operation.path.replace("{address}", "<path:address>").replace("{file}", "<path:file>").replace("{", "<").replace("}", ">")
     app.route(route, methods=[operation.method], endpoint=operation.name)(answer)
 
 

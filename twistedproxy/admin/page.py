@@ -1,40 +1,64 @@
-"""The page at ``/``: what this is and which operations there are; nothing live, no script."""
+"""The page at ``/`` and its assets: files of `dashboard/`, read once, served for ever under the digest of all of them.
+
+The document is asked for anew each time (by its ETag); everything it names lies under ``/assets/DIGEST/`` and never changes, so
+that a browser keeps it. Relative imports between the scripts work without a build step, since all share one digest.
+"""
 
 from __future__ import annotations
 
-from html import escape
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 
-from twistedproxy.admin.operations import OPERATIONS
+CONTENT_SECURITY_POLICY = (
+    b"default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+"""No inline script or style, nothing from elsewhere, no text ever taken for markup."""
+FOR_EVER = b"public, max-age=31536000, immutable"
 
-CONTENT_SECURITY_POLICY = b"default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
-STYLE = b"""body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-code { font: 14px ui-monospace, monospace; }
-"""
+_KINDS = {".js": b"text/javascript; charset=utf-8", ".css": b"text/css; charset=utf-8", ".svg": b"image/svg+xml"}
+"""By suffix; other files of the folder (licences, notes) are not served."""
 
 
-def render() -> bytes:
-    """The whole document."""
-    rows = "".join(
-        f"<tr><td><code>{escape(o.method)} {escape(o.path)}</code></td><td>{o.role.name.lower() if o.role else '–'}</td>"
-        f"<td>{escape(o.summary)}</td></tr>\n"
-        for o in OPERATIONS
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>revproxy</title><link rel="stylesheet" href="/assets/page.css"></head>
-<body>
-<h1>revproxy</h1>
-<p>The admin API. Send <code>Authorization: Bearer TOKEN</code>, with the token from the token file; on this machine
-<code>revproxy status</code> and <code>revproxy pools</code> need none. The API describes itself:
-<a href="/api/v1/openapi.json">openapi.json</a>.</p>
-<table>
-<thead><tr><th>operation</th><th>role</th><th>does</th></tr></thead>
-<tbody>
-{rows}</tbody>
-</table>
-</body>
-</html>
-""".encode()
+@dataclass(frozen=True, slots=True)
+class Asset:
+    body: bytes
+    kind: bytes
+    """Content-Type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    document: bytes
+    etag: bytes
+    """Quoted."""
+    digest: str
+    """Of all assets; part of their address."""
+    assets: dict[str, Asset]
+    """By path below the digest, such as ``vendor/uplot.js``."""
+
+
+@cache
+def load() -> Page:
+    """The page as it is installed."""
+    folder = files(__package__) / "dashboard"
+    assets = dict(sorted(_assets(folder, "")))
+    whole = hashlib.sha256()
+    for name, asset in assets.items():
+        whole.update(b"%s %d\n%s" % (name.encode(), len(asset.body), asset.body))
+    digest = whole.hexdigest()[:16]
+    document = (folder / "index.html").read_bytes().replace(b"{assets}", f"/assets/{digest}".encode())
+    return Page(document, b'"%s"' % hashlib.sha256(document).hexdigest()[:16].encode(), digest, assets)
+
+
+def _assets(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:
+    found = []
+    for entry in folder.iterdir():
+        kind = _KINDS.get(entry.name[entry.name.rfind(".") :])
+        if entry.is_dir():
+            found += _assets(entry, f"{prefix}{entry.name}/")
+        elif kind is not None:
+            found.append((prefix + entry.name, Asset(entry.read_bytes(), kind)))
+    return found

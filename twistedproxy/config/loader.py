@@ -384,7 +384,7 @@ def _problems(findings: list[Finding], text: str, file: str) -> list[Problem]:
 def _effective(section: Section, tree: Mapping[str, Any]) -> dict[str, Any]:
     """`tree`, which still has its placeholders, with the declared defaults of `section` filled in."""
     from twistedproxy.config.kinds import Section  # noqa: PLC0415 - pydantic
-    from twistedproxy.config.schema import ROUTES  # noqa: PLC0415 - pydantic
+    from twistedproxy.config.schema import ROUTES, Timeouts  # noqa: PLC0415 - pydantic
 
     def merge(value: Any, written: Any) -> Any:
         if isinstance(value, Section) and isinstance(written, dict):
@@ -401,6 +401,8 @@ def _effective(section: Section, tree: Mapping[str, Any]) -> dict[str, Any]:
         value = getattr(section, name)
         if key == ROUTES:
             shown |= {k: merge(v, tree[k]) for k, v in value.items()}
+        elif key in tree and isinstance(value, Timeouts) and field.default is None:
+            shown[key] = tree[key]  # what is not said here is inherited
         elif key in tree:
             shown[key] = merge(value, tree[key])
         elif isinstance(value, Section):

@@ -11,7 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import ClassVar, NewType
 
 Address = NewType("Address", str)
 """Canonical text of an address: ``10.0.0.1:80``, ``[::1]:80``, ``name.example:80`` (lower case), ``unix:/absolute/path``."""
@@ -119,6 +119,46 @@ class Keepalive:
 
 
 @dataclass(frozen=True, slots=True)
+class Sticky:
+    """How a client is known again: by a cookie, or by a hash of something it always sends (splits only)."""
+
+    cookie: str | None = None
+    path: str = "/"
+    secure: bool | None = None
+    """None: when the request came by TLS."""
+    same_site: str = "lax"
+    ttl_s: float = 0.0
+    """0: until the browser closes."""
+    key: str = ""
+    """``source_ip``, ``hash:header.NAME``, ``hash:cookie.NAME``, ``hash:query.NAME``; without a cookie only."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate (its chain behind it) and its private key, by their files. What is in the files is never part of a model."""
+
+    cert: str
+    key: str
+
+    @property
+    def key_names(self) -> tuple[str, str]:
+        return self.cert, self.key
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """TLS with the servers of a pool."""
+
+    verify: bool = True
+    ca: str = ""
+    """File of the authorities that are trusted; "": the system's."""
+    name: str = ""
+    """Asked for in SNI and looked for in the certificate; "": the server's own host or IP address."""
+    pair: KeyPair | None = None
+    """Our certificate, for servers that ask for one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     name: str
     servers: tuple[Server, ...] = ()
@@ -134,6 +174,9 @@ class Pool:
     """PROXY protocol version sent to servers; 0: none."""
     max_connections: int = 256
     """Default per server and machine, leases in flight."""
+    tls: ServerTls | None = None
+    sticky: Sticky | None = None
+    """Brings a client back to the server it was on before."""
 
     def server(self, address: str) -> Server | None:
         for server in self.servers:
@@ -187,6 +230,28 @@ class HttpListener:
     connection_age_s: float = 3600.0
     min_body_rate: float = 500.0
     """Bytes per second after 10 s; 0 is refused by the schema."""
+    is_tls: bool = False
+    """HTTPS: the certificates are those of the sites."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTls:
+    """Where a certificate comes from, and what its handshakes ask for."""
+
+    source: str
+    """``pair``, ``files`` or ``auto``."""
+    pair: KeyPair | None = None
+    client_ca: str = ""
+    """File of the authorities whose certificates clients must show; "": none is asked for."""
+    min_version: str = "1.2"
+
+    def key_names(self, site: str) -> tuple[str, str]:
+        """Under which names the workers keep its certificate; meaningless for ``files``."""
+        return self.pair.key_names if self.pair is not None else (self.source, site)
+
+    @property
+    def demands(self) -> tuple[str, str]:
+        return self.client_ca, self.min_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +265,124 @@ class TcpListener:
     accept_proxy: tuple[str, ...] = ()
     max_connections: int = 10_000
     timeouts: Timeouts = field(default_factory=Timeouts)
+    tls: SiteTls | None = None
+    """TLS ends here, plain TCP goes on."""
+    sni: tuple[tuple[str, str], ...] = ()
+    """(host, pool): TLS is passed through, and the name in the ClientHello picks the pool; `pool` is "" then."""
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Where its connections may go."""
+        return tuple(dict.fromkeys(pool for _, pool in self.sni)) if self.sni else (self.pool,)
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """What a rule asks of a request: all of it must hold. Values may have ``*`` in them, which stands for anything, ``/`` included."""
+
+    path: str | None = None
+    method: tuple[str, ...] = ()
+    header: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(name, values of which any may match); the same for cookies and query parameters."""
+    cookie: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    query: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    client: tuple[str, ...] = ()
+    """Networks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One pool of a split, with its part relative to the others."""
+
+    pool: str
+    weight: int
+    weight_set: int | None = None
+
+    @property
+    def weight_now(self) -> int:
+        return self.weight if self.weight_set is None else self.weight_set
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    pool: str
+    percent: float = 100.0
+    compare: bool = False
+    methods: tuple[str, ...] = ()
+    """Empty: all."""
+    headers: tuple[str, ...] = ("content-type",)
+    """Response fields that are compared, lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """An answer made by the proxy itself."""
+
+    status: int = 200
+    body: str = ""
+    content_type: str = "text/plain; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    match: str
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderEdits:
+    """Changes to the fields of one message; values may have ``${variables}``."""
+
+    set: tuple[tuple[str, str], ...] = ()
+    """In place of whatever is there."""
+    add: tuple[tuple[str, str], ...] = ()
+    remove: tuple[str, ...] = ()
+    default: tuple[tuple[str, str], ...] = ()
+    """Only where the server says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One entry of `use`: a built-in by its bare name, or a table of the file by ``kind.name``, with what that table says."""
+
+    name: str
+    request: HeaderEdits = HeaderEdits()
+    response: HeaderEdits = HeaderEdits()
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     path: str
-    """``/x/`` below, ``/x`` itself and below, ``=/x`` exactly."""
-    pool: str
+    """``/x/`` below, ``/x`` itself and below, ``=/x`` exactly; of a rule its name, ``rules[0]``."""
+    pool: str = ""
+    """Empty: the route splits, redirects or answers itself."""
     strip: bool = False
     max_body: int = 100 * 1024 * 1024
     timeouts: Timeouts = field(default_factory=Timeouts)
+    when: When | None = None
+    """Of a rule: it is asked before all paths."""
+    split: tuple[Side, ...] = ()
+    sticky: Sticky | None = None
+    """Keeps a client on its side of the split."""
+    redirect: str | None = None
+    status: int = 308
+    """Of the redirect."""
+    respond: Respond | None = None
+    rewrite: Rewrite | None = None
+    host: str | None = None
+    """Sent to the server as Host in place of the client's."""
+    request: HeaderEdits = HeaderEdits()
+    response: HeaderEdits = HeaderEdits()
+    use: tuple[Use, ...] = ()
+    """Outermost first."""
+    retry: Retry | None = None
+    """None: the pool's."""
+    mirror: Mirror | None = None
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Where its requests may go."""
+        return (self.pool,) if self.pool else tuple(side.pool for side in self.split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +393,45 @@ class Site:
     """Lower case: exact names, ``*.suffix``, ``*``."""
     routes: tuple[Route, ...] = ()
     via: str | None = None
+    tls: SiteTls | None = None
+    redirect_http: bool = False
+    """Plain HTTP is sent on to HTTPS."""
+    rules: tuple[Route, ...] = ()
+    """Asked in this order, before the routes."""
+    maintenance: bool = False
+    maintenance_set: bool | None = None
+    maintenance_allow: tuple[str, ...] = ()
+    """Networks that are served all the same."""
+
+    @property
+    def is_in_maintenance(self) -> bool:
+        return self.maintenance if self.maintenance_set is None else self.maintenance_set
+
+    @property
+    def all_routes(self) -> tuple[Route, ...]:
+        return (*self.rules, *self.routes)
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One of the file's own tests: this request must be decided like that. None: not asked."""
+
+    __test__: ClassVar[bool] = False
+    request: str
+    """``METHOD URL``."""
+    headers: tuple[tuple[str, str], ...] = ()
+    client: str = "127.0.0.1"
+    pool: str | None = None
+    split: tuple[tuple[str, int | None], ...] | None = None
+    """Sides, with their weights where the test names them."""
+    path: str | None = None
+    host: str | None = None
+    redirect: str | None = None
+    status: int | None = None
+    rule: str | None = None
+    """``rules[0]``; "" for none."""
+    expect_headers: tuple[tuple[str, str], ...] | None = None
+    """Fields of the request as the server gets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +470,22 @@ class Admin:
 
 
 @dataclass(frozen=True, slots=True)
+class Acme:
+    """Certificates made by an authority on demand (RFC 8555)."""
+
+    directory: str = "https://acme-v02.api.letsencrypt.org/directory"
+    email: str = ""
+    ca: str = ""
+    """File of the authorities that vouch for the directory itself; "": the system's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    files: tuple[KeyPair, ...] = ()
+    acme: Acme = field(default_factory=Acme)
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """The whole configuration, live changes included."""
 
@@ -271,6 +499,8 @@ class Model:
     pools: Mapping[str, Pool] = field(default_factory=dict)
     sites: Mapping[str, Site] = field(default_factory=dict)
     logs: Logs = field(default_factory=Logs)
+    tests: tuple[Test, ...] = ()
+    certificates: Certificates = field(default_factory=Certificates)
 
 
 # Addresses

@@ -19,7 +19,7 @@ from twistedproxy.http.failures import failure_response
 from twistedproxy.http.forwarding import Client
 from twistedproxy.http.h1 import ChunkedReader, request_body_length, response_head
 from twistedproxy.http.head import PartialRequest, parse_request
-from twistedproxy.http.local import SPECIAL, local_answer
+from twistedproxy.http.local import SPECIAL, date, local_answer
 from twistedproxy.http.messages import CHUNKED, NO_BODY, LocalResponse, RequestHead
 from twistedproxy.net.proxy_protocol import Parsed
 from twistedproxy.net.relay import relay_exactly
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MIN_RATE_AFTER_S = 10.0
 """The minimum body rate is held against a client from this age of the body on."""
-_IDLE_LINGER_S = 5.0
+IDLE_LINGER_S = 5.0
 """How long an idle connection may still send one last request when the worker drains."""
 
 
@@ -99,7 +99,7 @@ class FrontConnection(Timed):
         """Read requests from a client at `ip`; `data` came behind the PROXY header."""
         front, transport = self.front, self.transport
         self.local = local or transport.local
-        self.client = Client(ip, self.local[1], bool(front.trusted) and front.trusted.contains(transport.peer))
+        self.client = Client(ip, self.local[1], bool(front.trusted) and front.trusted.contains(ip))
         self.client_port = port
         transport.registerProducer(self)
         front.wheel.arm(self, self._born + front.timeouts.request_head_s)
@@ -189,7 +189,10 @@ class FrontConnection(Timed):
             local = local_answer(exchange.method, head)
             if local is not None:
                 exchange.is_request_complete = is_complete
-                exchange.answer(local)
+                if isinstance(local, BadHead):
+                    exchange.fail(local)
+                else:
+                    exchange.answer(local)
                 return
         exchange.start(length, first, is_complete)
 
@@ -308,6 +311,11 @@ class FrontConnection(Timed):
             self.is_gone = True
             self.front.closed(self)
         elif exchange.keep_alive:
+            transport = self.transport
+            if transport.buffered and transport.is_full:
+                self.reading = _HELD_BACK  # the next request waits until the client takes these answers (faults P4)
+                self.deadline = NEVER
+                return
             self.reading = _HEAD
             front = self.front
             self.deadline = deadline = now + front.timeouts.keepalive_s
@@ -349,7 +357,7 @@ class FrontConnection(Timed):
         self._close(may_have_input=True)
 
     def _answer(self, local: LocalResponse) -> None:
-        self.write(response_head(local, 1, False) + local.body)
+        self.write(response_head(local, 1, False, date()) + local.body)
 
     def readConnectionLost(self) -> None:
         """The client sent FIN. It may still want what has begun to come; nobody works for one that left before."""
@@ -374,7 +382,9 @@ class FrontConnection(Timed):
     def deadline_passed(self, now: float) -> None:
         exchange = self.exchange
         if exchange is not None:
-            if self.reading is _BODY:
+            if self._splice is not None and self._splice.is_blocked:  # not the client's silence; the transport watches the server's
+                self.front.wheel.arm(self, now + self.front.timeouts.body_idle_s)
+            elif self.reading is _BODY:
                 exchange.bad_body(BodyTimeout("the body stopped coming"))
             else:
                 exchange.deadline_passed()
@@ -390,7 +400,7 @@ class FrontConnection(Timed):
     def drain(self) -> None:
         """Let go as soon as the client has its answer; an idle connection may send one last request for a moment."""
         if self.exchange is None and self.reading is _HEAD:
-            self.front.wheel.arm(self, min(self.front.seconds() + _IDLE_LINGER_S, self.deadline))
+            self.front.wheel.arm(self, min(self.front.seconds() + IDLE_LINGER_S, self.deadline))
 
     def cut(self) -> None:
         """Time is up."""
@@ -408,6 +418,13 @@ class FrontConnection(Timed):
     def resumeProducing(self) -> None:
         if self.exchange is not None:
             self.exchange.resume_response()
+        elif self.reading is _HELD_BACK:
+            front = self.front
+            self.reading = _HEAD
+            front.wheel.arm(self, front.seconds() + front.timeouts.keepalive_s)
+            data, self._buffer = self._buffer, b""
+            self.resume_reading()
+            self._read_requests(data)
 
     def stopProducing(self) -> None:
         """The transport is gone; `connectionLost` says so too."""

@@ -33,12 +33,13 @@ from twistedproxy.errors import (
     Refusal,
     ResponseTimeout,
     ServerClosed,
+    ServerError,
 )
 from twistedproxy.http import forwarding
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.failures import failure_response
 from twistedproxy.http.h1 import chunk, last_chunk, response_head
-from twistedproxy.http.local import SPECIAL, forwards_field
+from twistedproxy.http.local import SPECIAL, date, forwards_field
 from twistedproxy.http.messages import CHUNKED, LocalResponse, RequestHead, ResponseHead
 from twistedproxy.http.record import outcome_of, record
 from twistedproxy.http.retries import NOTHING_SENT, REUSED, Retries
@@ -198,7 +199,10 @@ class Exchange:
             return
         timeouts = self.decision.destination.timeouts
         now = self.front.seconds()
-        self.connection.await_response(now + timeouts.request_s)
+        if self.state is State.RESPONDING:  # an early answer: nothing is waited for any more
+            self.connection.stop_waiting()
+        else:
+            self.connection.await_response(now + timeouts.request_s)
         upstream = self._upstream
         if upstream is not None:
             if self._body_length == CHUNKED:
@@ -313,7 +317,9 @@ class Exchange:
             deadline = self.front.seconds() + destination.timeouts.response_head_s
             upstream.await_head(deadline if deadline < connection.response_deadline else connection.response_deadline)
         else:
-            connection.resume_reading()
+            upstream.stop_waiting()
+            if not upstream.transport.is_full:
+                connection.resume_reading()
             connection.splice_body(upstream.transport)
 
     # What may go wrong before there is an answer
@@ -355,6 +361,12 @@ class Exchange:
         self._acquire(destination)
         return True
 
+    def _try_for_better(self, status: int) -> bool:
+        """A server answered 502, 503 or 504: ask another where that is wanted; if there is none, the client gets this status."""
+        error = self.error = ServerError(f"the server answered {status}")
+        error.status = status
+        return self._try_again(str(status), Outcome.FAILED)
+
     def deadline_passed(self) -> None:
         """`request` has passed without a response head."""
         self.fail(ResponseTimeout("no response within the request time-out"))
@@ -369,7 +381,7 @@ class Exchange:
     def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
         """The head of the answer, what came of its body, and whether that was all."""
         status = head.status
-        if status >= 502 and self._try_again(str(status), Outcome.FAILED):
+        if status >= 502 and self._try_for_better(status):
             return
         self.state = _RESPONDING
         self.status = status
@@ -389,6 +401,8 @@ class Exchange:
             self._finish()
             return
         connection.stop_waiting()
+        if connection.transport.is_full:  # it was so before: nobody will ask this exchange to wait
+            self.pause_response()
         upstream = self._upstream
         if upstream is not None and upstream.body_left >= SPLICE_FROM and upstream.transport.is_plain and connection.transport.is_plain:
             self._splice = relay_exactly(upstream.transport, connection.transport, upstream.body_left, self._spliced, self._splice_done)
@@ -502,7 +516,7 @@ class Exchange:
         self.status = local.status
         body = b"" if self.method == b"HEAD" else local.body
         self.bytes_sent = len(body)
-        self.connection.write(response_head(local, self.head.minor, self.keep_alive) + body)
+        self.connection.write(response_head(local, self.head.minor, self.keep_alive, date()) + body)
         self._finish()
 
     # FINISH

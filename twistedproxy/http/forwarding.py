@@ -11,7 +11,7 @@ from twistedproxy.http.messages import CHUNKED, REASONS, UNTIL_CLOSE, Kind, Requ
 from twistedproxy.net.networks import Networks
 
 _ALWAYS_DROPPED = Kind.TRANSFER_ENCODING | Kind.CONNECTION | Kind.HOP_BY_HOP | Kind.NOMINATED
-_DROPPED_FROM_STRANGERS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.FORWARDED | Kind.REQUEST_ID
+_DROPPED_FROM_STRANGERS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.FORWARDED | Kind.REQUEST_ID | Kind.CLAIM
 _DROPPED_FROM_FRIENDS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.REQUEST_ID
 _X_FORWARDED_FOR = (b"x-forwarded-for",)
 _NOTHING: tuple[bytes, ...] = ()
@@ -85,7 +85,7 @@ class Client:
         """The request head for the server.
 
         `path` is the path to ask for (None: as received), `host` what stands in for a missing Host (None: it has one),
-        `via` a complete Via line or b"", `upgrade` the protocol the client asks to switch to, if that is allowed.
+        `via` complete Via and Max-Forwards lines or b"", `upgrade` the protocol the client asks to switch to, if that is allowed.
         """
         if path is None:
             start = None if head.minor == 1 else b"%b %b HTTP/1.1\r\n" % (head.method, head.target)
@@ -109,6 +109,8 @@ class Client:
             drop |= Kind.HOST
         if via:
             tail += via
+            if b"Max-Forwards: " in via:
+                remove = (*remove, b"max-forwards")
         if body_length == CHUNKED:
             tail += b"Transfer-Encoding: chunked\r\n"
             drop |= Kind.CONTENT_LENGTH

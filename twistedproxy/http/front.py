@@ -6,12 +6,13 @@ import itertools
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.clock import Wheel
 from twistedproxy.config.model import HttpListener, Timeouts
-from twistedproxy.http.connection import FrontConnection
+from twistedproxy.http.connection import IDLE_LINGER_S, FrontConnection
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.head import Limits
 from twistedproxy.http.routes import Router
@@ -87,6 +88,7 @@ class HttpFront:
     def drain(self) -> None:
         """Answer what is on the way, announce the close, let idle connections go."""
         self.is_draining = True
+        self.timeouts = replace(self.timeouts, keepalive_s=min(self.timeouts.keepalive_s, IDLE_LINGER_S))
         for connection in tuple(self._connections):
             connection.drain()
 

@@ -5,6 +5,11 @@ RFC 9110: 9.3.6 (CONNECT), 9.3.8 (TRACE), 7.6.2 (Max-Forwards).
 
 from __future__ import annotations
 
+import functools
+import time
+from email.utils import formatdate
+
+from twistedproxy.errors import BadHead
 from twistedproxy.http.messages import LocalResponse, RequestHead
 
 SPECIAL = frozenset({b"CONNECT", b"TRACE", b"OPTIONS"})
@@ -13,11 +18,10 @@ _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
-def local_answer(method: bytes, head: RequestHead) -> LocalResponse | None:
-    """The answer to a request that ends here; None when it goes on like any other. Ask for methods in `SPECIAL`."""
+def local_answer(method: bytes, head: RequestHead) -> LocalResponse | BadHead | None:
+    """The answer to a request that ends here, or why there is none; None when it goes on like any other. Ask for methods in `SPECIAL`."""
     if method == b"CONNECT":
-        body = b'{"type": "about:blank", "title": "Method Not Allowed", "status": 405, "detail": "this is a reverse proxy"}'
-        return LocalResponse(405, body, ((b"Content-Type", b"application/problem+json"), (b"Allow", _METHODS)))
+        return BadHead("this is a reverse proxy: CONNECT is not spoken here", 405, "method_not_allowed")
     if method not in SPECIAL or hops_left(head) != 0:
         return None
     if method == b"OPTIONS":
@@ -37,3 +41,13 @@ def forwards_field(head: RequestHead) -> bytes:
     """The decremented Max-Forwards line to send on, b"" for none."""
     left = hops_left(head)
     return b"Max-Forwards: %d\r\n" % (left - 1) if left else b""
+
+
+def date() -> bytes:
+    """Now, for the Date field of answers made here (RFC 9110 6.6.1)."""
+    return _date(int(time.time()))
+
+
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

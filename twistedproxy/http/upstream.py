@@ -87,6 +87,10 @@ class UpstreamConnection(Timed):
             if deadline < self.look_at:
                 self._wheel.look_sooner(self)
 
+    def stop_waiting(self) -> None:
+        """The request is still being sent; the time this connection was allowed to be idle is over."""
+        self.deadline = NEVER
+
     def release(self, keep: bool) -> None:
         """The exchange is over. With `keep`, the connection waits for the next one if it is clean."""
         self.exchange = None
@@ -294,11 +298,15 @@ class UpstreamConnection(Timed):
             if isinstance(reason.value, WriteStall):
                 exchange.upstream_failed(ServerStall("the server took no byte of the request in time"), False)
             else:
-                exchange.upstream_failed(ServerClosed(f"the connection to the server was lost: {reason.getErrorMessage()}"), self._partial is not None)
+                error = ServerClosed(f"the connection to the server was lost: {reason.getErrorMessage()}")
+                exchange.upstream_failed(error, self._partial is not None or self._interim > 0)
 
     def deadline_passed(self, now: float) -> None:
+        splice = self.transport.splice_in
         if self.state is _IDLE:
             self.close()
+        elif splice is not None and splice.is_blocked and self.exchange is not None:  # the client is the slow one
+            self._wheel.arm(self, now + self.exchange.response_idle_s)
         else:
             self._fail(ResponseTimeout("the server did not answer in time"))
 

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from twistedproxy.clock import Timed, Wheel
 from twistedproxy.config.model import Endpoint
 from twistedproxy.errors import ConnectFailed, ConnectTimeout
-from twistedproxy.net.transport import Transport, tune
+from twistedproxy.net.transport import Transport, tune_tcp
 
 OUR_FAULT = frozenset((errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN))
 """No local port, memory or descriptor left, or the backlog of a unix socket full: says nothing about the server's health."""
@@ -82,7 +82,8 @@ class Attempt(Timed):
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             self._fd = sock.fileno()
-            tune(sock)
+            if family != socket.AF_UNIX:
+                tune_tcp(sock)
             code = sock.connect_ex(endpoint.sockaddr)
         except OSError as e:
             code = e.errno or errno.EINVAL
@@ -140,16 +141,23 @@ class Attempt(Timed):
             self._fail(self._error(errno.ECONNREFUSED))  # we met ourselves
             return
         told = self._on_connected
+        assert told is not None
         self._wheel.disarm(self)
-        self._leave_reactor()
-        self._sock = None
-        self._fd = -1
         self._on_connected = self._on_failed = None
         host = "" if endpoint.family == socket.AF_UNIX else endpoint.host
-        if told is not None:
-            told(Transport(self._reactor, self._wheel, sock, host, endpoint.port, self._write_stall_s))
+        reactor = self._reactor
+        transport = Transport(reactor, self._wheel, sock, host, endpoint.port, self._write_stall_s)
+        hand_over = getattr(reactor, "hand_over", None)
+        if hand_over is not None:
+            hand_over(self, transport)
         else:
-            sock.close()
+            reactor.removeWriter(self)
+        fd = self._fd
+        self._sock = None
+        self._fd = -1
+        told(transport)
+        if hand_over is not None and transport.fileno() == fd:
+            reactor.settle(fd)
 
     def deadline_passed(self, now: float) -> None:
         self._fail(ConnectTimeout(f"{self._endpoint}: no connection within {self._timeout_s:g} s"))

@@ -25,6 +25,8 @@ from twistedproxy.net.transport import tune
 MAX_ACCEPTS = 16
 RETRY_S = 0.25
 FULL_TURNS_TO_GROW = 4
+BACKLOG = 4096
+"""More than the kernel queues for one socket."""
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _HARD = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP))
 
@@ -79,6 +81,12 @@ class _ListeningSocket:
         if self._full_turns >= FULL_TURNS_TO_GROW and self._batch < MAX_ACCEPTS:
             self._full_turns = 0
             self._batch *= 2
+
+    def take_waiting(self) -> None:
+        """Accept all that the kernel has queued: whoever closes the last copy of the socket would reset them."""
+        if self._listener.is_accepting:
+            self._batch = BACKLOG
+            self.doRead()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor dropped it after an exception; the descriptor is the owner's to close."""
@@ -135,6 +143,11 @@ class Listener:
     def resume(self) -> None:
         self._is_paused = False
         self._update()
+
+    def take_waiting(self) -> None:
+        """Accept what waits in the queues now, before the sockets are closed for good."""
+        for listening in tuple(self._sockets.values()):
+            listening.take_waiting()
 
     def stop(self) -> None:
         """Give all sockets back; open connections go on."""

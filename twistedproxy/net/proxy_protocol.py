@@ -194,7 +194,7 @@ def encode(
         if kind == TLV_CRC32C:
             has_crc = True
         else:
-            payload += struct.pack("!BH", kind, len(value)) + value
+            payload += struct.pack("!BH", kind, len(value) & 0xFFFF) + value  # too long a value is refused below
     if has_crc:
         payload += struct.pack("!BHI", TLV_CRC32C, 4, 0)
     if len(payload) > 0xFFFF:

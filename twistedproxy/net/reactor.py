@@ -3,7 +3,8 @@
 How it works
     `doPoll` calls `doRead` or `doWrite` straight away for the two common events; Twisted's own wraps each in a logging context,
     which costs more than a small read. It polls again and again until a timed call is due or somebody asked for a turn of the
-    reactor (`callLater`, `callFromThread`, `stop`), since a whole turn costs as much as two events.
+    reactor (`callLater`, `callFromThread`, `stop`), since a whole turn costs as much as two events. What only has to wait until
+    the present events are through (`soon`) needs no turn either.
 
     A connection that is paused in both directions stays in epoll with an empty mask (Twisted takes it out): the kernel then
     still tells when the peer resets it. Selectables ask for this by `stays_watched = True` and a method `hung_up(event)`.
@@ -42,6 +43,7 @@ class ProxyReactor(epollreactor.EPollReactor):
     def __init__(self) -> None:
         self._parked: set[int] = set()
         """Descriptors in epoll with neither IN nor OUT asked for."""
+        self._soon: list[tuple[Callable[[Any], None], Any]] = []
         super().__init__()  # type: ignore[no-untyped-call]
         self._crash_log = SparseLog(Logger(namespace="twistedproxy.net.reactor"), self.seconds, every_s=1.0)
 
@@ -50,9 +52,10 @@ class ProxyReactor(epollreactor.EPollReactor):
         poll = self._poller.poll
         timed_calls = self._pendingTimedCalls
         seconds = self.seconds
+        soon = self._soon
         wait = -1.0 if timeout is None else timeout
         while True:
-            for fd, event in poll(wait, MAX_EVENTS):
+            for fd, event in poll(0 if soon else wait, MAX_EVENTS):
                 selectable = selectables.get(fd)
                 if selectable is None:
                     continue
@@ -69,6 +72,8 @@ class ProxyReactor(epollreactor.EPollReactor):
                     why = e
                 if why:
                     self._disconnect(selectable, why, event == IN)
+            if soon:
+                self._do_soon()
             if self._newTimedCalls or self.threadCallQueue or self._justStopped or not self._started:
                 return
             # `_pendingTimedCalls` is replaced now and then, but only in a turn of the reactor, that is after we returned
@@ -119,6 +124,19 @@ class ProxyReactor(epollreactor.EPollReactor):
         if isinstance(why, (KeyboardInterrupt, SystemExit)):
             raise why.with_traceback(sys.exc_info()[2])
 
+    def soon(self, call: Callable[[Any], None], argument: Any) -> None:
+        """Like ``callLater(0, call, argument)`` at a tenth of the price; cannot be cancelled. Runs after the events in hand."""
+        self._soon.append((call, argument))
+
+    def _do_soon(self) -> None:
+        calls = self._soon[:]
+        self._soon.clear()
+        for call, argument in calls:
+            try:
+                call(argument)
+            except Exception:
+                self._crash_log.failure("{what} failed", what=call)
+
     # Paused connections
 
     def watch(self, selectable: Any, mask: int) -> None:
@@ -130,6 +148,19 @@ class ProxyReactor(epollreactor.EPollReactor):
             self._poller.register(fd, mask)
             self._parked.add(fd)
             self._selectables[fd] = selectable
+
+    def hand_over(self, old: Any, new: Any) -> None:
+        """`new` takes the place of `old` on the same descriptor; after `settle` it is watched for what it asked for meanwhile."""
+        fd = old.fileno()
+        self._selectables[fd] = new
+        self._reads.discard(fd)
+        self._writes.discard(fd)
+        self._parked.add(fd)
+
+    def settle(self, fd: int) -> None:
+        """The end of a `hand_over`: if the new owner asked for nothing, neither shall epoll."""
+        if fd in self._parked:
+            self._poller.modify(fd, 0)
 
     def forget(self, selectable: Any) -> None:
         """Take it out of epoll altogether, whatever it was waiting for."""
@@ -147,8 +178,13 @@ class ProxyReactor(epollreactor.EPollReactor):
             self._poller.modify(fd, event)
             self._parked.remove(fd)
             primary.add(fd)
-        else:
-            super()._add(xer, primary, other, selectables, event, antievent)  # type: ignore[no-untyped-call]
+        elif fd not in primary:
+            if fd in other:
+                self._poller.modify(fd, event | antievent)
+            else:
+                self._poller.register(fd, event)
+                selectables[fd] = xer
+            primary.add(fd)
 
     def _remove(self, xer: Any, primary: set[int], other: set[int], selectables: dict[int, Any], event: int, antievent: int) -> None:
         fd = xer.fileno()

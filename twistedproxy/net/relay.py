@@ -14,7 +14,6 @@ How it works
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -22,6 +21,7 @@ from twisted.python.failure import Failure
 
 from twistedproxy.clock import Timed, Wheel
 from twistedproxy.errors import ClientGone, IdleTimeout, Phase, ProxyError, ServerClosed, ServerStall, WriteStall
+from twistedproxy.net.sides import Plain
 from twistedproxy.net.splice import PIPES, Splice
 from twistedproxy.net.transport import Transport
 
@@ -31,7 +31,7 @@ LOOKS_PER_LIMIT = 20
 LONGEST_LOOK_S = 2.5
 
 
-class DirectionState(enum.Enum):
+class DirectionState(Plain):
     OPEN = "open"
     EOF_READ = "eof read"
     FLUSHING = "flushing"

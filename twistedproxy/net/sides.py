@@ -8,6 +8,12 @@ from typing import Protocol
 from twisted.python.failure import Failure
 
 
+class Plain(enum.Enum):
+    """An Enum whose members are hashed by identity, in C: looking one up in a transition table is on the path of each connection."""
+
+    __hash__ = object.__hash__
+
+
 class Receiver(Protocol):
     """What a transport tells its owner."""
 
@@ -23,7 +29,7 @@ class Producer(Protocol):
     def resumeProducing(self) -> None: ...
 
 
-class State(enum.Enum):
+class State(Plain):
     """The life of the connection."""
 
     OPEN = "open"
@@ -34,14 +40,14 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class ReadSide(enum.Enum):
+class ReadSide(Plain):
     FLOWING = "flowing"
     PAUSED = "paused"
     ENDED = "ended"
     """EOF was read, or nothing that comes is wanted any more."""
 
 
-class WriteSide(enum.Enum):
+class WriteSide(Plain):
     OPEN = "open"
     FINISHING = "finishing"
     """FIN is sent once the buffer is empty."""
@@ -50,7 +56,7 @@ class WriteSide(enum.Enum):
     """A send failed: what is written is dropped."""
 
 
-class PeerSeen(enum.Enum):
+class PeerSeen(Plain):
     """What a look at the socket, without reading, says about the peer."""
 
     HAS_SENT = "has sent"

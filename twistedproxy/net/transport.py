@@ -78,8 +78,11 @@ def tune(sock: socket.socket) -> None:
 
     Linux hands these on from a listening socket to every connection it accepts, so accepted sockets need no call at all.
     """
-    if sock.family == socket.AF_UNIX:
-        return
+    if sock.family != socket.AF_UNIX:
+        tune_tcp(sock)
+
+
+def tune_tcp(sock: socket.socket) -> None:
     setsockopt = sock.setsockopt
     setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -196,10 +199,14 @@ class Transport(Timed):
         if self._error is not None:
             self.lose(self._error)
             return
-        self._stop_reading(_ENDED)
+        is_over = self._write is WriteSide.FINISHED
+        if is_over:
+            self._read = _ENDED
+        else:
+            self._stop_reading(_ENDED)
         if self.state is _OPEN:
             self.protocol.readConnectionLost()  # type: ignore[union-attr]
-        if self._write is WriteSide.FINISHED:
+        if is_over:
             self.lose(None)
 
     def pauseProducing(self) -> None:
@@ -319,10 +326,11 @@ class Transport(Timed):
     def _send_fin(self) -> tuple[bool, Exception | None]:
         """Send FIN; says whether the connection is over with it, and with which error."""
         self._write = WriteSide.FINISHED
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError as e:  # the peer has reset the connection
-            return True, e
+        if self._read is not _ENDED:  # else closing sends FIN
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError as e:  # the peer has reset the connection
+                return True, e
         if self._on_fin is not None:
             told, self._on_fin = self._on_fin, None
             told()
@@ -339,7 +347,7 @@ class Transport(Timed):
         if self.state is not _CLOSED:
             self.reactor.removeWriter(self)
         self.wheel.disarm(self)
-        self.reactor.callLater(0, self._lose_after_failure, is_fatal)
+        self._soon(self._lose_after_failure, is_fatal)
 
     def _lose_after_failure(self, is_fatal: bool) -> None:
         error = self._error
@@ -418,7 +426,14 @@ class Transport(Timed):
     def _lose_soon(self, error: Exception | None) -> None:
         protocol = self._close(reset=error is not None)
         if protocol is not None:
-            self.reactor.callLater(0, protocol.connectionLost, _DONE if error is None else Failure(error))
+            self._soon(protocol.connectionLost, _DONE if error is None else Failure(error))
+
+    def _soon(self, call: Callable[[Any], None], argument: Any) -> None:
+        soon = getattr(self.reactor, "soon", None)
+        if soon is not None:
+            soon(call, argument)
+        else:
+            self.reactor.callLater(0, call, argument)
 
     def lose(self, error: Exception | None) -> None:
         """The end, told at once, so only for calls that come from the reactor or the wheel. None: both sides are done."""

@@ -12,7 +12,6 @@ and their FIN together; but one that ends without having sent a byte is given `E
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING
 
 from twisted.python.failure import Failure
@@ -22,7 +21,7 @@ from twistedproxy.errors import Cause, ClientGone, ConnectFailed, Phase, ProxyEr
 from twistedproxy.net.connector import Attempt, connect
 from twistedproxy.net.proxy_protocol import encode
 from twistedproxy.net.relay import Relay
-from twistedproxy.net.sides import PeerSeen
+from twistedproxy.net.sides import PeerSeen, Plain
 from twistedproxy.net.transport import Transport
 from twistedproxy.pool.balancers import stable_hash
 from twistedproxy.pool.pool import Lease
@@ -36,7 +35,7 @@ EMPTY_FIN_GRACE_S = 0.25
 NOBODY: frozenset[Server] = frozenset()
 
 
-class State(enum.Enum):
+class State(Plain):
     WAITING = "waiting"
     CONNECTING = "connecting"
     RELAYING = "relaying"

@@ -13,6 +13,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from twistedproxy.observability.metrics import merge, without_gauges
+from twistedproxy.supervisor.nursery import Nursery
 from twistedproxy.supervisor.processes import LAG_S, State, Worker, World, null_device
 from twistedproxy.supervisor.sockets import SocketKey, assign
 
@@ -53,7 +54,8 @@ class Fleet:
     """The workers.
 
     `command` gives the arguments that start the worker of a slot; `zero_column` clears the slot's cells in the scoreboard;
-    `on_change` hears of every change of a worker's state; `on_failures` gets rows of `commands.Failures`.
+    `on_change` hears of every change of a worker's state; `on_failures` gets rows of `commands.Failures`;
+    `nursery` makes the processes (None: each is started by itself).
     """
 
     log = Logger()
@@ -70,6 +72,7 @@ class Fleet:
         zero_column: Callable[[int], None],
         on_change: Callable[[Worker], None],
         on_failures: Callable[[list[list[Any]]], None],
+        nursery: Nursery | None = None,
     ) -> None:
         self._reactor = reactor
         self._slots = slots
@@ -80,6 +83,7 @@ class Fleet:
         self._zero_column = zero_column
         self._on_change = on_change
         self._on_failures = on_failures
+        self._nursery = nursery
         self._null_fd = -1
         self._workers: dict[int, Worker] = {}
         self._backoffs = [Backoff() for _ in range(slots)]
@@ -97,6 +101,12 @@ class Fleet:
         self._null_fd = null_device()
         self._checked = self._reactor.seconds()
         self._loop.start(CHECK_S, now=False)
+        if self._nursery is None:
+            self._spawn_all()
+        else:
+            self._nursery.start(self._null_fd).addCallback(lambda _: self._spawn_all())
+
+    def _spawn_all(self) -> None:
         for slot in range(self._slots):
             self._spawn(slot)
 
@@ -107,7 +117,7 @@ class Fleet:
         worker = Worker(self._reactor, slot, self._world, self)
         self._workers[slot] = worker
         try:
-            worker.start(self._command(slot), self._scoreboard_fd, self._null_fd)
+            worker.start(self._command(slot), self._scoreboard_fd, self._null_fd, self._nursery)
         except OSError as e:
             self.log.error("worker {slot} cannot be started: {why}", slot=slot, why=str(e))
             worker.ended.callback(None)
@@ -149,6 +159,8 @@ class Fleet:
                 limit.cancel()
             if self._loop.running:
                 self._loop.stop()
+            if self._nursery is not None:
+                self._nursery.stop()
 
         return done.addCallback(finish)
 

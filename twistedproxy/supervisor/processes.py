@@ -33,6 +33,7 @@ from twisted.python.failure import Failure
 import twistedproxy
 from twistedproxy.ipc import commands
 from twistedproxy.observability.events import publish_line
+from twistedproxy.supervisor.nursery import Nursery
 
 START_S = 30.0
 """From spawn to SERVING."""
@@ -133,13 +134,15 @@ class Worker(ProcessProtocol):
 
     # Starting and ending
 
-    def start(self, command: list[str], scoreboard_fd: int, null_fd: int) -> None:
-        """Spawn the process; `OSError` when the kernel will not."""
+    def start(self, command: list[str], scoreboard_fd: int, null_fd: int, nursery: Nursery | None = None) -> None:
+        """Have the process forked or, where there is no nursery, spawn it; `OSError` when the kernel will not."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:
             ours.setblocking(False)
             self._channel = _WorkerEnd(self)
             self._reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, _One(self._channel))
+            if nursery is not None and nursery.fork(self, self.slot, theirs.fileno(), self._attach):
+                return
             files = {0: null_fd, 1: 1, 2: "r", 3: theirs.fileno(), 4: scoreboard_fd}
             try:
                 self._process = self._reactor.spawnProcess(self, command[0], command, env=environment(), childFDs=files)
@@ -147,6 +150,18 @@ class Worker(ProcessProtocol):
                 self.lost()
                 raise
         self.pid = self._process.pid or 0
+
+    def _attach(self, process: IProcessTransport | None) -> None:
+        """The nursery has made the process, or nothing came of it."""
+        if process is None:
+            self.processExited(Failure(error.ProcessTerminated()))
+            return
+        self._process = process
+        self.pid = process.pid or 0
+        if self.state in (State.STOPPING, State.GONE):
+            self.signal(signal.SIGKILL)
+        else:
+            self._owner.worker_moved(self)
 
     def kill(self, why: str) -> None:
         """End it at once; the slot's next worker comes when the kernel says that it is dead."""
@@ -316,7 +331,10 @@ class Worker(ProcessProtocol):
             self._call(commands.Observe, transfer=self._channel.send_value(observations))
 
     def adopt(self, listener: str, index: int, descriptor: int) -> None:
-        self._call(commands.AdoptSocket, listener=listener, index=index, descriptor=descriptor)
+        # A copy of our own: the channel sends it a little later, when the caller's may be closed already.
+        copy = os.dup(descriptor)
+        sent = self._call(commands.AdoptSocket, listener=listener, index=index, descriptor=copy)
+        sent.addBoth(lambda _: os.close(copy))
 
     def give_back(self, listener: str, index: int) -> None:
         self._call(commands.ReturnSocket, listener=listener, index=index)

@@ -26,6 +26,7 @@ from twistedproxy.errors import ChangeRefused
 from twistedproxy.supervisor.facts import Facts, Rows, server_keys
 from twistedproxy.supervisor.fleet import Fleet, ListeningSockets
 from twistedproxy.supervisor.journal import ChangeLog, Replayed
+from twistedproxy.supervisor.nursery import Nursery
 from twistedproxy.supervisor.passive import PassiveFailures
 from twistedproxy.supervisor.processes import State, Worker
 
@@ -38,6 +39,8 @@ T = TypeVar("T")
 
 
 class BoundSockets(ListeningSockets, Protocol):
+    def close(self) -> None: ...
+
     @property
     def addresses(self) -> Mapping[str, str]: ...
 
@@ -96,6 +99,7 @@ class Supervisor(Service):
         command: Callable[[int], list[str]],
         checks: Callable[[Any, Callable[[HealthSeen], None]], Checks],
         names: Callable[[Any, Callable[[Resolved], None]], Names],
+        nursery: Nursery | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.model = replayed.model
@@ -134,6 +138,7 @@ class Supervisor(Service):
             zero_column=self._zero_column,
             on_change=self._worker_changed,
             on_failures=self._saw_failures,
+            nursery=nursery,
         )
         self._loop = LoopingCall(self._each_second)
         self._loop.clock = reactor
@@ -164,7 +169,10 @@ class Supervisor(Service):
         limit = max(timeouts.drain_http_s, timeouts.drain_tcp_s)
         open_now = sum(worker.connections for worker in self._fleet.workers)
         self.log.info("stopping: {n} connections may finish within {limit:g} s", n=open_now, limit=limit)
-        return self._fleet.drain(limit).addBoth(self._stopped)
+        stopped = self._fleet.drain(limit).addBoth(self._stopped)
+        # New clients are refused from now on; those that wait in the queues are taken by the workers before they close theirs.
+        self._sockets.close()
+        return stopped
 
     def _stopped(self, result: Any) -> Any:
         if self._loop.running:

@@ -1,15 +1,18 @@
-"""Where a worker process begins: ``python -m twistedproxy.worker.main --slot N``, started by the supervisor and by nobody else.
+"""Where a worker process begins, started by the supervisor and by nobody else.
 
-It inherits the control channel as descriptor 3 and the scoreboard as 4; events go to standard error as JSON lines. It ignores
-SIGINT (a terminal sends it to the whole process group; the supervisor decides what it means) and drains on SIGTERM.
+``python -m twistedproxy.worker.main --nursery`` is the process that workers are forked off (`nursery.py`); with ``--slot N`` it is one worker
+by itself, which is how they start while there is no nursery.
+
+A worker has the control channel as descriptor 3 and the scoreboard as 4; events go to standard error as JSON lines. Signals
+that people send to whole process groups are ignored: the supervisor decides what they mean.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gc
 import os
-import signal
 import socket
 import stat
 import sys
@@ -22,6 +25,7 @@ from twisted.logger import Logger, LogLevel, globalLogBeginner
 from twistedproxy.ipc.scoreboard import Scoreboard, ScoreboardMismatch
 from twistedproxy.net.reactor import install
 from twistedproxy.observability.events import EventLines
+from twistedproxy.worker import nursery
 
 CHANNEL_FD = 3
 SCOREBOARD_FD = 4
@@ -81,18 +85,39 @@ def _open_board(slot: int) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    nursery.ignore_signals()
     parser = argparse.ArgumentParser(prog="twistedproxy.worker.main", description="A worker; only `twistd revproxy` starts it.")
-    parser.add_argument("--slot", type=int, required=True)
-    slot: int = parser.parse_args(arguments).slot
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parser.add_argument("--slot", type=int)
+    parser.add_argument("--nursery", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.slot is None and not given.nursery:
+        parser.error("one of --slot and --nursery is needed")
     try:
         is_socket = stat.S_ISSOCK(os.fstat(CHANNEL_FD).st_mode)
     except OSError:
         is_socket = False
     if not is_socket:
         parser.error(f"descriptor {CHANNEL_FD} is not a control channel: workers are started by `twistd revproxy`")
-    board = _open_board(slot)
+    if given.nursery:
+        import_all()
+        # Moved away, so that each child finds its own channel at the usual place.
+        control = socket.socket(fileno=fcntl.fcntl(CHANNEL_FD, fcntl.F_DUPFD_CLOEXEC, SCOREBOARD_FD + 1))
+        nursery.serve(control, run, CHANNEL_FD)
+    else:
+        run(given.slot)
 
+
+def import_all() -> None:
+    """What a worker needs, before there is a reactor: none of these modules may import the global one."""
+    import twistedproxy.worker.link  # noqa: PLC0415
+
+    if "twisted.internet.reactor" in sys.modules:
+        raise SystemExit("a module of the data path imports twisted.internet.reactor")
+
+
+def run(slot: int) -> None:
+    """The life of the worker of `slot`."""
+    board = _open_board(slot)
     globalLogBeginner.beginLoggingTo([EventLines(Stderr().write, "json", LogLevel.info)], redirectStandardIO=False)
     reactor: Any = install()
     # Only now, since a module that imports the global reactor would install Twisted's own.
@@ -106,14 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     link = SupervisorLink(lambda reports: Worker(reactor, reports, board=board, finished=finished), CODEC, settle)
 
     def begin() -> None:
-        # reactor.run has put its own handlers in place by now.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(link.worker.drain))
         reactor.adoptStreamConnection(CHANNEL_FD, socket.AF_UNIX, _One(link))
         os.close(CHANNEL_FD)
 
     reactor.callWhenRunning(begin)
-    reactor.run()
+    reactor.run(installSignalHandlers=False)
     sys.stderr.flush()
 
 

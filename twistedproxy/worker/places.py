@@ -78,5 +78,6 @@ class Place:
         self._listener.remove_socket(index)
 
     def stop(self) -> None:
-        """Close this worker's copies of the listening sockets."""
+        """Take what still waits in the queues, then close this worker's copies of the listening sockets."""
+        self._listener.take_waiting()
         self._listener.stop()

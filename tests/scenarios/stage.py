@@ -1,0 +1,617 @@
+"""Where a scenario is played: a whole data plane, scripted servers behind it, raw clients in front, and what must hold at the end.
+
+How it works
+    `Inside` runs the real `Worker` of the proxy in this process: its own event loop turned by hand, real sockets on loopback, a clock
+    that can be moved on. Nothing happens unless somebody waits for it, so a scenario runs the same way every time.
+    `Outside` plays the same scenario against a running proxy process; only its clock cannot be moved.
+    Peers (`Peer`) do nothing by themselves. An `Origin` may be told to answer by itself (`answer_with`), and writes down what it saw.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
+
+from twistedproxy.config.changes import Ejected
+from twistedproxy.config.loader import parse
+from twistedproxy.net.reactor import ProxyReactor
+from twistedproxy.net.splice import PIPES
+from twistedproxy.pool.pool import Pool
+from twistedproxy.supervisor.passive import PassiveFailures
+from twistedproxy.worker.service import Worker
+
+HOST = "127.0.0.1"
+LIMIT_S = 10.0
+LAG_S = 0.05
+"""Oracle O4: no turn of the event loop takes more CPU time."""
+DEFAULT_PROXY = """
+[pools.web]
+servers = [SERVERS]
+[sites."*"]
+"/" = "web"
+"""
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+_OURS = re.compile(
+    rb"X-Forwarded-For: 127\.0\.0\.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Port: \d+\r\nX-Forwarded-Host: ([^\r\n]*)\r\n"
+)
+_REQUEST_ID = re.compile(rb"X-Request-Id: [0-9a-f]{20}\r\n")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked\r\n", re.IGNORECASE)
+
+
+class Broken(AssertionError):
+    """Something did not hold; the message says which oracle (faults 2) or which step."""
+
+
+class Peer:
+    """One end of one connection, the client's or the server's: sends what it is told, writes down what it gets."""
+
+    def __init__(self, stage: Stage, sock: socket.socket) -> None:
+        self.stage = stage
+        self.sock = sock
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.received = bytearray()
+        self.at = 0
+        """Up to here it was looked at."""
+        self.is_ended = self.is_reset = self.is_ours_closed = False
+        self.reads = True
+        self.taken = 0
+        """Bytes received in all, kept or not."""
+        self.keeps = True
+
+    def pump(self) -> None:
+        while self.reads and not self.is_over:
+            try:
+                data = self.sock.recv(1 << 18)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.is_reset = True
+                return
+            if not data:
+                self.is_ended = True
+                return
+            self.taken += len(data)
+            if self.keeps:
+                self.received += data
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_ended or self.is_reset or self.is_ours_closed
+
+    @property
+    def rest(self) -> bytes:
+        return bytes(self.received[self.at :])
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        def check() -> Any:
+            self.pump()
+            return condition()
+
+        try:
+            self.stage.until(check, what)
+        except Broken as e:
+            state = "closed" if self.is_ended else "reset" if self.is_reset else "open"
+            raise Broken(f"{e}; the connection is {state}, unread: {self.rest[:600]!r}") from None
+
+    def gets(self, expected: bytes) -> None:
+        """Exactly these bytes come next."""
+        self.until(lambda: len(self.rest) >= len(expected) or not expected.startswith(self.rest) or self.is_over, f"{expected[:200]!r}")
+        got = self.rest[: len(expected)]
+        if got != expected:
+            raise Broken(f"O1: expected {expected!r}, got {self.rest[: len(expected) + 200]!r}")
+        self.at += len(expected)
+
+    def through(self, mark: bytes) -> bytes:
+        self.until(lambda: mark in self.rest or self.is_over, f"something that ends with {mark!r}")
+        end = self.rest.find(mark)
+        if end < 0:
+            raise Broken(f"the connection ended before {mark!r}; unread: {self.rest[:600]!r}")
+        data = self.rest[: end + len(mark)]
+        self.at += len(data)
+        return data
+
+    def take(self, count: int) -> bytes:
+        self.until(lambda: len(self.rest) >= count or self.is_over, f"{count} bytes")
+        data = self.rest[:count]
+        if len(data) < count:
+            raise Broken(f"the connection ended after {len(data)} of {count} bytes")
+        self.at += count
+        return data
+
+    def message(self, has_body: bool = True) -> tuple[bytes, bytes]:
+        """The next request or response, as (head, decoded body)."""
+        head = self.through(b"\r\n\r\n")
+        status = head[9:12] if head.startswith(b"HTTP/") else b""
+        if not has_body or status in (b"204", b"304") or status.startswith(b"1"):
+            return head, b""
+        if _CHUNKED.search(head):
+            body = b""
+            while size := int(self.through(b"\r\n"), 16):
+                body += self.take(size)
+                if self.take(2) != b"\r\n":
+                    raise Broken("a chunk does not end where its size says")
+            while self.through(b"\r\n") != b"\r\n":
+                pass
+            return head, body
+        length = _LENGTH.search(head)
+        if length:
+            return head, self.take(int(length[1]))
+        if not status:
+            return head, b""
+        self.until(lambda: self.is_over, "the end of the answer")
+        if self.is_reset:
+            raise Broken("the answer was broken off")
+        body = self.rest
+        self.at += len(body)
+        return head, body
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        end = time.monotonic() + LIMIT_S
+        while view:
+            try:
+                view = view[self.sock.send(view) :]
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise Broken(f"{len(view)} bytes could not be sent") from None
+                self.stage.turn(0.002)
+                self.pump()
+            except OSError:
+                self.is_reset = True
+                return
+
+    def pour(self, count: int) -> int:
+        """Send up to `count` bytes until nothing more is taken for a while; how many were."""
+        sent = idle = 0
+        block = b"x" * 65536
+        while sent < count and idle < 20:
+            try:
+                sent += self.sock.send(block[: count - sent])
+                idle = 0
+            except BlockingIOError:
+                idle += 1
+            except OSError:
+                self.is_reset = True
+                break
+            self.stage.turn(0.001)
+        return sent
+
+    def fin(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.is_ours_closed = True
+        self.sock.close()
+
+    def reset(self) -> None:
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # it is closed already
+        self.close()
+
+
+class Origin:
+    """A server: a listening socket and its connections, in order of arrival."""
+
+    def __init__(self, stage: Stage, name: str, receive_buffer: int = 0) -> None:
+        self.stage = stage
+        self.name = name
+        self.connections: list[Peer] = []
+        self.current: Peer | None = None
+        self.answer: bytes | None = None
+        """What every request is answered with, in which ECHO stands for the request's path; None: it is asked for each."""
+        self.answer_pieces: list[bytes] | None = None
+        """The answer to requests that are not the canary's, sent piece by piece."""
+        self.seen: list[bytes] = []
+        """Raw requests, while it answers by itself."""
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if receive_buffer:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.bind((HOST, 0))
+        self.port: int = self.sock.getsockname()[1]
+        self.is_listening = False
+        self.listen()
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def listen(self) -> None:
+        """Accept connections (again)."""
+        if not self.is_listening:
+            if self.sock.fileno() < 0:
+                self.sock = socket.socket()
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self.sock.bind((HOST, self.port))
+            self.sock.listen(512)
+            self.sock.setblocking(False)
+            self.is_listening = True
+
+    def refuse(self) -> None:
+        """From now on connections are refused."""
+        self.sock.close()
+        self.is_listening = False
+
+    def pump(self) -> None:
+        while self.is_listening:
+            try:
+                sock, _ = self.sock.accept()
+            except BlockingIOError:
+                break
+            self.connections.append(Peer(self.stage, sock))
+        if self.answer is not None:
+            for peer in self.connections:
+                if not peer.is_ours_closed:
+                    self._serve(peer, self.answer)
+
+    def _serve(self, peer: Peer, answer: bytes) -> None:
+        peer.pump()
+        while (size := request_size(peer.rest)) is not None:
+            request = peer.rest[:size]
+            peer.at += size
+            self.seen.append(request)
+            path = request.split(b" ", 2)[1]
+            if self.answer_pieces is not None and not path.startswith(b"/canary"):
+                for piece in self.answer_pieces:
+                    peer.send(piece)
+                    self.stage.turn()
+                continue
+            body = path if answer is OK and path.startswith(b"/canary") else None
+            peer.send(answer if body is None else b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    def accept(self) -> Peer:
+        """The next connection, which becomes the current one."""
+        count = 0 if self.current is None else self.connections.index(self.current) + 1
+        self.stage.until(lambda: self.pump() or len(self.connections) > count, f"a new connection to server {self.name}")
+        self.current = self.connections[count]
+        return self.current
+
+    def leftovers(self) -> bytes:
+        """What arrived and nobody expected."""
+        self.pump()
+        for peer in self.connections:
+            peer.pump()
+        return b" | ".join(peer.rest for peer in self.connections if peer.rest)
+
+    def close(self) -> None:
+        for peer in self.connections:
+            peer.close()
+        self.sock.close()
+        self.is_listening = False
+
+
+def request_size(data: bytes) -> int | None:
+    """Bytes of the first complete request in `data`, framed as the strictest reader would; None when there is none yet."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head = data[: end + 4]
+    at = end + 4
+    if _CHUNKED.search(head):
+        while True:
+            line = data.find(b"\r\n", at)
+            if line < 0:
+                return None
+            size = int(data[at:line], 16)
+            at = line + 2 + size + 2
+            if not size:
+                at -= 2
+                while True:
+                    line = data.find(b"\r\n", at)
+                    if line < 0:
+                        return None
+                    is_last = line == at
+                    at = line + 2
+                    if is_last:
+                        return at
+            if at > len(data):
+                return None
+    length = _LENGTH.search(head)
+    at += int(length[1]) if length else 0
+    return at if at <= len(data) else None
+
+
+def without_ours(request: bytes, host: bytes | None = None) -> bytes:
+    """A request as a server saw it, less the five fields every forwarded request has; they must be there, once and in order."""
+    head, mark, body = request.partition(b"\r\n\r\n")
+    head += b"\r\n"
+    found = _OURS.findall(head)
+    if len(found) != 1 or len(_REQUEST_ID.findall(head)) != 1 or (host is not None and found[0] != host):
+        raise Broken(f"O1: X-Forwarded-* and X-Request-Id are not there exactly once: {request[:600]!r}")
+    return _REQUEST_ID.sub(b"", _OURS.sub(b"", head)) + b"\r\n" + body
+
+
+class Stage:
+    """What both kinds have in common."""
+
+    can_travel = False
+
+    def __init__(self) -> None:
+        self.origins: dict[str, Origin] = {}
+        self.clients: list[Peer] = []
+        self.port = 0
+        self.tcp_port = 0
+        self._canary: Peer | None = None
+        self._canaries = 0
+
+    def turn(self, wait: float = 0.0) -> None:
+        raise NotImplementedError
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        end = time.monotonic() + LIMIT_S
+        while True:
+            for origin in self.origins.values():
+                origin.pump()
+            if condition():
+                return
+            if time.monotonic() > end:
+                raise Broken(f"not within {LIMIT_S:g} s: {what}")
+            self.turn(0.002)
+
+    def client(self, port: int = 0, receive_buffer: int = 0) -> Peer:
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect((HOST, port or self.port))
+        peer = Peer(self, sock)
+        self.clients.append(peer)
+        return peer
+
+    def canary(self) -> None:
+        """Oracle O2: a bystander on a connection of its own gets its own answer. Also a barrier: what was sent before has arrived."""
+        self._canaries += 1
+        path = b"/canary/%d" % self._canaries
+        if self._canary is None or self._canary.is_over:
+            self._canary = self.client()
+        peer = self._canary
+        peer.send(b"GET %b HTTP/1.1\r\nHost: canary.example\r\n\r\n" % path)
+        head, body = peer.message()
+        if not head.startswith(b"HTTP/1.1 200 ") or body != path or peer.rest:
+            raise Broken(f"O2: the canary asked for {path!r} and got {head!r} {body!r} {peer.rest!r}")
+        if b"onnection: close" in head:
+            peer.close()
+
+    def take_seen(self, origin: Origin) -> list[bytes]:
+        """What the server saw since last asked, the canary's requests apart."""
+        seen, origin.seen = origin.seen, []
+        return [request for request in seen if not request.split(b" ", 2)[1].startswith(b"/canary")]
+
+    def counter(self, reason: str) -> int:
+        raise NotImplementedError
+
+
+class Log:
+    """An access log that keeps (status, cause/phase) of every line."""
+
+    dropped = 0
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, str, int]] = []
+
+    def log_http(self, *line: Any) -> None:
+        self._add(line[2], line[10], line[11], line[9])
+
+    def log_tcp(self, *line: Any) -> None:
+        self._add(0, line[7], line[8], 0)
+
+    def _add(self, status: int, cause: Any, phase: Any, attempts: int) -> None:
+        self.lines.append((status, f"{cause.value}/{phase.value if phase is not None else '-'}", attempts))
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Reports:
+    """Stands for the supervisor: ejections are decided as it does."""
+
+    def __init__(self, stage: Inside) -> None:
+        self.stage = stage
+
+    def heartbeat(self, *words: Any) -> None: ...
+
+    def statistics(self, totals: Mapping[str, Any]) -> None: ...
+
+    def failures(self, rows: Any) -> None:
+        ejected: list[Ejected] = self.stage.passive.add(rows)
+        self.stage.worker.observe(ejected)
+        self.stage.ejected += [e.server for e in ejected]
+
+
+class Inside(Stage):
+    """The data plane in this process."""
+
+    can_travel = True
+
+    def __init__(
+        self,
+        proxy: str = DEFAULT_PROXY,
+        servers: tuple[str, ...] = ("server",),
+        listener: str = "",
+        tcp: str = "",
+        receive_buffers: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self._skipped = 0.0
+        self.lag = 0.0
+        self.failures: list[str] = []
+        globalLogPublisher.addObserver(self._saw)
+        self._fds = len(os.listdir("/proc/self/fd"))
+        self._pipes = PIPES.lent
+        self.origins = {name: Origin(self, name, (receive_buffers or {}).get(name, 0)) for name in servers}
+        listening = [self._listening() for _ in range(2 if tcp else 1)]
+        self.port = listening[0].getsockname()[1]
+        text = f'[listen]\nhttp = [{{ address = "{HOST}:{self.port}"{", " + listener if listener else ""} }}]\n'
+        if tcp:
+            self.tcp_port = listening[1].getsockname()[1]
+            text += f'[tcp."{HOST}:{self.tcp_port}"]\n{tcp}\n'
+        names = ", ".join(f'"{origin.address}"' for origin in self.origins.values())
+        text += proxy.replace("SERVERS", names)
+        for name, origin in self.origins.items():
+            text = text.replace("{%s}" % name, origin.address)
+        self.reactor: Any = ProxyReactor()
+        self.reactor.seconds = self.seconds
+        self.model = parse(text, base_dir="/tmp", state_dir_default="/tmp", has_ipv6=False)
+        self.passive = PassiveFailures(self.seconds)
+        self.passive.update(self.model)
+        self.ejected: list[str] = []
+        self.is_finished = False
+        self.worker = Worker(self.reactor, _Reports(self), finished=self._finished)
+        self.worker.configure(self.model, 1)
+        self.log = self.worker._access_log = Log()  # type: ignore[assignment]
+        for place in self.worker.places.values():
+            place.front.access_log = self.log  # type: ignore[union-attr]
+        for sock in listening:
+            self.worker.adopt_socket("{}:{}".format(*sock.getsockname()), 0, sock.detach())
+
+    def _finished(self) -> None:
+        self.is_finished = True
+
+    def _saw(self, event: Mapping[str, Any]) -> None:
+        failure = event.get("log_failure")
+        if isinstance(failure, Failure):
+            self.failures.append(failure.getTraceback())
+
+    @staticmethod
+    def _listening() -> socket.socket:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((HOST, 0))
+        sock.listen(512)
+        return sock
+
+    def seconds(self) -> float:
+        return time.monotonic() + self._skipped
+
+    def turn(self, wait: float = 0.0) -> None:
+        reactor = self.reactor
+        began = time.thread_time()
+        reactor.runUntilCurrent()
+        due = reactor.timeout()
+        reactor.doPoll(wait if due is None else min(due, wait))
+        reactor.runUntilCurrent()
+        took = time.thread_time() - began
+        if took > self.lag:
+            self.lag = took
+
+    def travel(self, seconds: float) -> None:
+        """Let the proxy's clock run ahead, tick by tick."""
+        self.until_quiet()
+        end = self._skipped + seconds
+        while self._skipped < end:
+            self._skipped = min(self._skipped + 0.05, end)
+            self.turn()
+            for origin in self.origins.values():
+                origin.pump()
+        self.until_quiet()
+
+    def until_quiet(self) -> None:
+        for _ in range(4):
+            self.turn(0.001)
+            for origin in self.origins.values():
+                origin.pump()
+
+    def counter(self, reason: str) -> int:
+        return self.worker.metrics.rejected[reason]
+
+    def retries(self, reason: str) -> int:
+        return sum(n for (_, why), n in self.worker.metrics.retries.items() if why == reason)
+
+    @property
+    def pools(self) -> list[Pool]:
+        return list(self.worker.pools.values())
+
+    @property
+    def leases(self) -> int:
+        return sum(s.active for p in self.pools for s in p.servers)
+
+    @property
+    def idle(self) -> int:
+        return sum(len(s.idle) for p in self.pools for s in p.servers)
+
+    def transports(self) -> list[Any]:
+        return [s for s in self.reactor._selectables.values() if hasattr(s, "buffered")]
+
+    def finish(self) -> None:
+        """Everybody leaves; then oracles O3 (nothing is held any more), O4 (the loop was never blocked), O5 (no traceback)."""
+        try:
+            for client in self.clients:
+                client.close()
+            self.until(lambda: not self.worker.open, "O3: all client connections to be closed")
+            self.until(lambda: not self.leases, "O3: all leases to be released")
+            for origin in self.origins.values():
+                origin.close()
+            self.until(lambda: not self.idle and not self.transports(), "O3: all server connections to be closed")
+            if any(p.waiting or p._budget._now for p in self.pools):
+                raise Broken("O3: somebody is still in a queue or holds a retry")
+            if PIPES.lent != self._pipes:
+                raise Broken(f"O3: {PIPES.lent - self._pipes} pipes are still lent")
+            open_now = [c.open for c in self.worker.metrics._listeners.values() if c.open]
+            if open_now:
+                raise Broken(f"O3: the gauge of open connections says {open_now}")
+            self.worker.drain(0.0)
+            self.until(lambda: self.is_finished, "O3: the worker to finish")
+            late = [call for call in self.reactor.getDelayedCalls() if call.active()]
+            if late:
+                raise Broken(f"O3: delayed calls are left: {late}")
+            if len(wheel := self.worker.wheel):
+                armed = [t for bucket in wheel._buckets.values() for t in bucket if t.deadline < float("inf")]
+                if armed:
+                    raise Broken(f"O3: deadlines are left: {armed}")
+            if self.failures:
+                raise Broken("O5: a traceback was logged:\n" + self.failures[0])
+            if self.lag > LAG_S:
+                raise Broken(f"O4: one turn of the event loop took {self.lag * 1000:.0f} ms of CPU")
+        finally:
+            self.close()
+        PIPES.close_idle()
+        fds = len(os.listdir("/proc/self/fd"))
+        if fds > self._fds:
+            raise Broken(f"O3: {fds - self._fds} descriptors are left open")
+
+    def close(self) -> None:
+        globalLogPublisher.removeObserver(self._saw)
+        for peer in self.clients:
+            peer.close()
+        for origin in self.origins.values():
+            origin.close()
+        for selectable in self.reactor.removeAll():
+            sock = getattr(selectable, "sock", None)
+            if sock is not None:
+                sock.close()
+        for call in self.reactor.getDelayedCalls():
+            call.cancel()
+        waker = self.reactor.waker
+        if waker is not None:
+            waker.connectionLost(None)
+        self.reactor._poller.close()
+
+
+class Outside(Stage):
+    """A running proxy: `ask` gives its metrics text, `port` its HTTP listener; `origin` is the one server behind it."""
+
+    def __init__(self, port: int, origin_name: str, metrics: Callable[[], str]) -> None:
+        super().__init__()
+        self.port = port
+        self._metrics = metrics
+        self.origins = {origin_name: Origin(self, origin_name)}
+
+    def turn(self, wait: float = 0.0) -> None:
+        time.sleep(max(wait, 0.0005))
+
+    def counter(self, reason: str) -> int:
+        found = re.search(rf'revproxy_rejected_total{{reason="{reason}"}} ([0-9.e+]+)', self._metrics())
+        return int(float(found[1])) if found else 0
