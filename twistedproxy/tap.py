@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
@@ -25,6 +24,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import FileLogObserver, Logger, globalLogPublisher
 from twisted.python import usage
+from twisted.python.logfile import BaseLogFile
 from twisted.python.threadpool import ThreadPool
 
 from twistedproxy import __version__
@@ -221,6 +221,16 @@ class EventFile:
         self._stream = fresh
 
 
+def reopen_twistds_log(file: BaseLogFile) -> None:
+    """Write on where the name leads now. twistd's own answer to SIGUSR1 does nothing once logrotate has moved the file away."""
+    try:
+        os.close(os.open(file.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
+    except OSError as e:
+        log.error("the log {path} cannot be opened again, the old file is written on: {why}", path=file.path, why=e.strerror)
+        return
+    file.reopen()  # type: ignore[no-untyped-call]
+
+
 class Root(MultiService):
     """What twistd starts and stops: supervisor and admin, the journal's thread, signals, and the order in which all ends."""
 
@@ -236,7 +246,6 @@ class Root(MultiService):
         self._demo = demo
         self._thread = ThreadPool(0, 1, "journal")
         self._is_stopping = False
-        self._log_handler: Any = None
 
     def in_journal_thread(self, work: Callable[[], None]) -> Deferred[None]:
         """A thread of its own: the reactor's pool may be full of waiting look-ups."""
@@ -292,10 +301,9 @@ class Root(MultiService):
 
     def _install_signals(self) -> None:
         """Only now: `reactor.run` has put its own handlers in place by the time it is running."""
-        self._log_handler = signal.getsignal(signal.SIGUSR1)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self.stop))
-        signal.signal(signal.SIGUSR1, lambda *caught: self._reactor.callFromThread(self.reopen_logs, *caught))
+        signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(self.reopen_logs))
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.refuse_reload))
 
     def stop(self) -> None:
@@ -306,9 +314,11 @@ class Root(MultiService):
             self._is_stopping = True
             self._reactor.stop()
 
-    def reopen_logs(self, number: int, frame: FrameType | None) -> None:
-        if callable(self._log_handler):
-            self._log_handler(number, frame)  # twistd's own log
+    def reopen_logs(self) -> None:
+        for observer in globalLogPublisher._observers:
+            file = getattr(observer, "_outFile", None)
+            if isinstance(file, BaseLogFile):
+                reopen_twistds_log(file)
         if self.events is not None:
             self.events.reopen()
         self.supervisor.reopen_logs()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.admin.events import MAX_STREAMS, MAX_WAITING
+from twistedproxy.admin.events import MAX_STREAMS, MAX_WAITING, RECENT_ROWS
 
 _spec = importlib.util.spec_from_file_location("fakes_admin", Path(__file__).parent / "fakes_admin.py")
 fakes: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
@@ -31,11 +32,25 @@ class Events(SynchronousTestCase):
     def test_events_arrive_as_server_sent_events(self) -> None:
         """stats, change, health and worker reach the reader as they happen; a change has its revision as id."""
         _, wire = self.listen()
-        for kind in ("stats", "health", "worker"):
+        for kind in ("health", "worker"):
             self.admin.control.tell(kind, {"x": 1})
             self.assertIn(f'event: {kind}\ndata: {{"x":1}}\n\n'.encode(), wire.value())
+        self.admin.control.tell("stats", {"requests": 7})
+        self.assertIn(b'event: stats\ndata: {"requests":7,"errors":0,', wire.value())
         self.admin.ask("PATCH", SERVER, {"weight": 1})
         self.assertIn(b"event: change\nid: 2\ndata: ", wire.value())
+
+    def test_a_new_reader_learns_what_just_happened(self) -> None:
+        """The last five minutes come first, one row a second, no more."""
+        for n in range(RECENT_ROWS + 5):
+            self.admin.control.tell("stats", {"uptime_seconds": n, "requests": n})
+        channel, wire = self.admin.connect()
+        head = f"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {fakes.TOKENS['view']}\r\n\r\n"
+        channel.dataReceived(head.encode())
+        line = next(line for line in wire.value().splitlines() if line.startswith(b'data: {"bounds"'))
+        recent = json.loads(line.removeprefix(b"data: "))
+        self.assertEqual(recent["columns"][:2], ["uptime_seconds", "requests"])
+        self.assertEqual((len(recent["rows"]), recent["rows"][0][:2]), (RECENT_ROWS, [5, 5]))
 
     def test_heartbeat(self) -> None:
         """A quiet stream says every 15 s that it lives, so that nothing between closes it."""
@@ -67,9 +82,11 @@ class Events(SynchronousTestCase):
     def test_reader_that_leaves_is_forgotten(self) -> None:
         """Nothing of a closed stream stays: no observer, no timer."""
         channel, _ = self.listen()
-        self.assertEqual(len(self.admin.control.observers), 1)
+        self.assertEqual(len(self.admin.streams._open), 1)
         channel.connectionLost()
-        self.assertEqual((self.admin.control.observers, self.admin.clock.getDelayedCalls()), ([], []))
+        self.assertEqual((self.admin.streams._open, self.admin.clock.getDelayedCalls()), ({}, []))
+        self.admin.streams.close_all()
+        self.assertEqual(self.admin.control.observers, [])
 
     def test_streams_are_bounded(self) -> None:
         """Streams cannot fill all 64 places."""

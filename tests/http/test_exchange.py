@@ -126,7 +126,7 @@ class BodiesTests(Case):
         client.send(f.post(PATTERN)[300:])
         self.assertTrue(self.serve(server).body == PATTERN)
         client.response()
-        client.send(f.post_chunked(PATTERN[:MB // 2], PATTERN[MB // 2 :]))
+        client.send(f.post_chunked(PATTERN[: MB // 2], PATTERN[MB // 2 :]))
         self.assertTrue(self.serve(server).body == PATTERN)
         client.response()
         client.send(f.get())
@@ -674,7 +674,9 @@ class AddedFieldsTests(Case):
         for name in (b"Connection", b"X-Mine", b"Keep-Alive", b"TE", b"Proxy-Connection", b"Upgrade", b"HTTP2-Settings"):
             self.assertEqual(request.all(name), [], name)
         self.assertEqual(request.get(b"Accept"), b"a")
-        server.send(f.answer(b"", b"Connection: X-Theirs", b"X-Theirs: 1", b"Keep-Alive: timeout=9", b"X-Revproxy-Y: 1", b"Set-Cookie: a=1"))
+        server.send(
+            f.answer(b"", b"Connection: X-Theirs", b"X-Theirs: 1", b"Keep-Alive: timeout=9", b"X-Revproxy-Y: 1", b"Set-Cookie: a=1")
+        )
         response = client.response()
         self.assertEqual([n for n, _ in response.fields], [b"Content-Length", b"Set-Cookie"])
 

@@ -184,6 +184,21 @@ class CutTests(Case):
         self.assertEqual(sorted(line.status for line in self.bed.log.lines), [200, 503, 503])
         self.assertEqual({line.cause.value for line in self.bed.log.lines}, {"proxy"})
 
+    def test_the_end_of_the_time_for_requests_leaves_tunnels_alone(self) -> None:
+        f = self.fakes
+        client, server = self.bed.start(f.get(b"/", b"Connection: Upgrade", b"Upgrade: websocket"))
+        server.request()
+        server.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        client.head()
+        waiting = self.bed.client(f.get())
+        self.bed.origins[0].accept().request()
+        self.bed.front.drain()
+        self.bed.front.cut_requests()
+        waiting.breaks()
+        client.send(b"x")
+        self.assertEqual(server.take(1), b"x")
+        self.assertEqual(self.bed.front.open, 1)
+
     def test_LC_11_one_that_has_not_said_who_it_is_ends_too(self) -> None:
         self.bed.proxy(accept_proxy=("127.0.0.0/8",))
         client = self.bed.client(b"PROXY ")

@@ -10,7 +10,9 @@ from twistedproxy.config.model import Timeouts
 from twistedproxy.errors import Drained
 
 UPGRADE = (b"Connection: keep-alive, Upgrade", b"Upgrade: WebSocket", b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
-SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\nKeep-Alive: 5\r\n\r\n"
+SWITCH = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\nKeep-Alive: 5\r\n\r\n"
+)
 
 
 class TunnelTests(SynchronousTestCase):

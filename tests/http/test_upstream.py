@@ -323,7 +323,10 @@ class DyingTests(Case):
 
     def test_P7_an_HTTP10_client_sees_a_reset_where_only_the_end_would_tell(self) -> None:
         old = b"GET / HTTP/1.0\r\nHost: a\r\n\r\n"
-        for reply, how in ((b"HTTP/1.1 200 OK\r\n\r\npart", "reset"), (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\n", "close")):
+        for reply, how in (
+            (b"HTTP/1.1 200 OK\r\n\r\npart", "reset"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\n", "close"),
+        ):
             data = self.truncated(reply, how, old)
             self.assertTrue(data.endswith(b"\r\n\r\npart"), data)
             self.assertTrue(self.was_reset, "the client cannot know that something is missing")

@@ -65,7 +65,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Applied": _object(revision=_INT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT))),
 }  # fmt: skip
 
-_PARAMETERS = {"pool": "Name of the pool.", "address": "Address of the server, percent-encoded (unix:%2Frun%2Fapp.sock)."}
+_PARAMETERS = {
+    "digest": "Of all files of the page; the page itself names it.", "file": "A file of the page.",
+    "pool": "Name of the pool.", "address": "Address of the server, percent-encoded (unix:%2Frun%2Fapp.sock).",
+}  # fmt: skip
 _REVISION_HEADER = {"ETag": {"description": "The revision of the model, quoted.", "schema": _TEXT}}
 
 

@@ -2,29 +2,22 @@
 
 From these come validation, ``revproxy schema`` and ``docs/configuration.md``. Defaults are written as in the file and read like it.
 A key's ``reload`` is one of `LIVE`, `NEW` and `RESTART`. `Section.later` are promised keys: refused as "not supported yet".
+Sites and routes are declared in ``routing``, what several tables share in ``basics``.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from twistedproxy.config import kinds, values
+from twistedproxy.config.basics import LIVE, NEW, RESTART, ROUTES, Networks, Retry, Timeouts, text_value
 from twistedproxy.config.kinds import Json, Section, ShortForm, key
-
-LIVE = "live"
-"""In force for the next request, connection or check; nothing is closed."""
-NEW = "new connections"
-"""In force for connections made after the reload; open ones keep the old value."""
-RESTART = "restart"
-"""Read at start only; a reload that changes it says so."""
-ROUTES = "/*"
-"""Where a site keeps its routes; no key of the file can have this name, since it would be a route itself."""
+from twistedproxy.config.routing import Headers, Route, Site, Test, gather_routes, sticky_table
+from twistedproxy.config.routing import Sticky as Sticky
 
 Connections = Annotated[int, kinds.integer(1, 1_000_000)]
-Networks = tuple[kinds.Network, ...]
 
 
 # Listeners
@@ -73,14 +66,8 @@ class HttpListener(Section):
 
 HttpListenerOrText = Annotated[
     HttpListener,
-    ShortForm("listen address or table", values.LISTEN_ALLOWED, lambda v: {"address": _text(v, values.LISTEN_ALLOWED)}, {"type": "string"}),
+    ShortForm("listen address or table", values.LISTEN_ALLOWED, lambda v: {"address": text_value(v, values.LISTEN_ALLOWED)}, {"type": "string"}),
 ]
-
-
-def _text(value: Any, allowed: str) -> Any:
-    """`value`, placeholders and all, when it is text."""
-    values.parse_text(value, f"{allowed}, or a table")
-    return value
 
 
 class Listen(Section):
@@ -128,30 +115,6 @@ class Admin(Section):
         reload=RESTART,
     )
     tokens: dict[kinds.Name, Token] = key({}, "More tokens, by name.", reload=LIVE, max_length=1000)
-
-
-_Seconds = Annotated[float, kinds.duration()]
-_Drain = Annotated[float, kinds.duration("0s", "1d")]
-
-
-class Timeouts(Section):
-    """How long to wait for what. Sites, routes and TCP listeners inherit from here and may set their own."""
-
-    connect: _Seconds = key("3s", "A connection to a server is made.", reload=NEW)
-    tls_handshake: _Seconds = key("10s", "A TLS handshake is complete.", reload=NEW)
-    request_head: _Seconds = key("10s", "A request head is complete, from its first byte; then 408.", reload=NEW)
-    body_idle: _Seconds = key("30s", "Silence within a request body; then 408.", reload=NEW)
-    request: _Seconds = key("90s", "From a complete request head to the response head, queue and retries included; then 504.", reload=NEW)
-    response_head: _Seconds = key("60s", "From a sent request to the response head; then 504.", reload=NEW)
-    response_idle: _Seconds = key("60s", "Silence within a response body; then the connection is cut.", reload=NEW)
-    write_stall: _Seconds = key("30s", "The peer takes no byte; then the connection is cut.", reload=NEW)
-    keepalive: _Seconds = key("60s", "An idle client connection between two requests.", reload=NEW)
-    tcp_idle: _Seconds = key("1h", "A TCP session without a byte in either direction.", reload=NEW)
-    websocket_idle: _Seconds = key("10m", "A WebSocket or other tunnel without a byte in either direction.", reload=NEW)
-    half_closed: _Seconds = key("60s", "A TCP session of which one direction is closed, without a byte in the other.", reload=NEW)
-    preread: _Seconds = key("3s", "A PROXY header or ClientHello is complete.", reload=NEW)
-    drain_http: _Drain = key("30s", "Requests in flight may finish when the proxy stops or their server is removed.", reload=LIVE)
-    drain_tcp: _Drain = key("300s", "The same for TCP sessions and tunnels.", reload=LIVE)
 
 
 # Pools
@@ -224,20 +187,6 @@ class Eject(Section):
     )
 
 
-class Retry(Section):
-    """Further attempts on other servers, made only where repeating does no harm."""
-
-    tries: Annotated[int, kinds.integer(0, 10)] = key(2, "Extra attempts for one request; 0: none.", reload=LIVE)
-    on: tuple[Annotated[str, kinds.choice("connect", "reused", "502", "503", "504", "timeout")], ...] = key(
-        ["connect", "reused"],
-        "What is tried again. `connect`: nothing was sent; `reused`: an idle connection had been closed, once;"
-        " the rest only for idempotent requests.",
-        reload=LIVE,
-        max_length=16,
-    )
-    budget: kinds.Percent = key("20%", "Share of the pool's active requests that may be retries, never less than 3.", reload=LIVE)
-
-
 class Queue(Section):
     """Requests that wait while all servers are at `max_connections`."""
 
@@ -268,7 +217,7 @@ _HEALTH_JSON: Json = {"type": "string", "pattern": f"^({'|'.join(values.PROBES)}
 class Pool(Section):
     """A named set of servers, used by HTTP and TCP alike."""
 
-    later: ClassVar[tuple[str, ...]] = ("sticky", "tls", "discover", "http2")
+    later: ClassVar[tuple[str, ...]] = ("tls", "discover", "http2")
 
     servers: tuple[ServerOrText, ...] = key((), "The servers, as texts or tables; at least one.", reload=LIVE, max_length=4096)
     balance: kinds.Balance = key(
@@ -298,69 +247,12 @@ class Pool(Section):
     send_proxy: Annotated[str, kinds.choice("v1", "v2")] | None = key(
         None, "Send a PROXY header of this version before the first byte to each server.", reload=NEW
     )
+    sticky: Annotated[Sticky | None, ShortForm("cookie or table", 'a cookie such as "cookie:srv"', sticky_table, {"type": "string"})] = key(
+        None, 'Bring a client back to its server: `"cookie:NAME"` or a table. For HTTP only.', reload=LIVE
+    )
     max_connections: Connections = key(
         256, "Default per server: requests and sessions in flight on the whole machine; idle connections do not count.", reload=LIVE
     )
-
-
-# Sites and routes
-
-
-class Route(Section):
-    """What happens to requests below a path. A text stands for a table with this `pool`."""
-
-    later: ClassVar[tuple[str, ...]] = (
-        "split", "sticky", "mirror", "cache", "redirect", "status", "respond", "rewrite", "host", "headers", "use", "auth", "limits",
-        "maintenance", "maintenance_allow",
-    )  # fmt: skip
-
-    pool: kinds.Name = key(..., "The pool that serves it.", reload=LIVE)
-    strip: kinds.Flag = key(False, "Remove the matched prefix; what is left begins with `/`.", reload=LIVE)
-    max_body: Annotated[int, kinds.size("1B", "1024GiB")] | None = key(
-        None, "The largest request body; more is answered 413. Default: the site's.", reload=LIVE
-    )
-    timeouts: Timeouts | None = key(None, "Differing from the site's.", reload=LIVE)
-
-
-RouteOrPool = Annotated[
-    Route, ShortForm("pool or table", "the name of a pool", lambda v: {"pool": _text(v, "the name of a pool")}, {"type": "string"})
-]
-
-
-def _gather_routes(table: Any) -> Any:
-    """Move the quoted path keys of a site to where its routes are declared."""
-    if not isinstance(table, dict):
-        return table
-    routes = {k: v for k, v in table.items() if k.startswith(("/", "=/"))}
-    return {k: v for k, v in table.items() if k not in routes} | {ROUTES: routes}
-
-
-class Site(Section):
-    """A host, with routes: quoted keys that begin with `/` or `=/`. The longest path wins, order never matters.
-
-    `"/x/"` matches everything below `/x/`, `"/x"` matches `/x` and everything below, `"=/x"` exactly `/x`. Hosts: an exact name
-    wins over `*.suffix` (any number of labels), that over `*`; case, a trailing dot and the port are ignored.
-    """
-
-    later: ClassVar[tuple[str, ...]] = (
-        "tls", "redirect_http", "use", "maintenance", "maintenance_allow", "rules", "sticky", "cache", "headers", "host", "rewrite",
-        "redirect", "respond", "auth", "limits", "http2",
-    )  # fmt: skip
-
-    names: tuple[kinds.Host, ...] = key((), "More hosts of this site.", reload=LIVE, max_length=1000)
-    via: kinds.Via = key(False, "A name to send in `Via`; `false`: no such header.", reload=LIVE)
-    max_body: Annotated[int, kinds.size("1B", "1024GiB")] = key(
-        "100MiB", "The largest request body, for all routes; more is answered 413.", reload=LIVE
-    )
-    timeouts: Timeouts | None = key(None, "Differing from `[timeouts]`, for all routes.", reload=LIVE)
-    routes: dict[str, RouteOrPool] = key({}, "A pool's name or a table.", reload=LIVE, alias=ROUTES, max_length=10_000)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> Json:
-        json = handler.resolve_ref_schema(handler(schema))
-        routes = json["properties"].pop(ROUTES)
-        json["patternProperties"] = {"^=?/": routes["additionalProperties"]}
-        return json
 
 
 class TcpListener(Section):
@@ -416,7 +308,7 @@ class File(Section):
     """The whole file."""
 
     later: ClassVar[tuple[str, ...]] = (
-        "certificates", "tests", "udp", "limits", "auth", "cache", "headers", "compress", "security_headers", "middleware", "tls", "geo",
+        "certificates", "udp", "limits", "auth", "cache", "compress", "security_headers", "middleware", "tls", "geo",
     )  # fmt: skip
 
     version: Annotated[int, kinds.integer(0, 1_000_000), AfterValidator(_is_version_1)] = key(
@@ -430,9 +322,13 @@ class File(Section):
     admin: Admin = key({}, "Admin API.", reload=LIVE)
     timeouts: Timeouts = key({}, "Time-outs.", reload=NEW)
     pools: dict[kinds.Name, Pool] = key({}, "Pools, by name.", reload=LIVE, max_length=10_000)
-    sites: dict[str, Annotated[Site, BeforeValidator(_gather_routes)]] = key({}, "Sites, by host.", reload=LIVE, max_length=10_000)
+    sites: dict[str, Annotated[Site, BeforeValidator(gather_routes)]] = key({}, "Sites, by host.", reload=LIVE, max_length=10_000)
     tcp: dict[str, TcpListener] = key({}, "TCP listeners, by address.", reload=LIVE, max_length=1000)
     logs: Logs = key({}, "Logs.", reload=LIVE)
+    headers: dict[kinds.Name, Headers] = key({}, 'Presets of header edits, named in `use` as `"headers.NAME"`.', reload=LIVE, max_length=1000)
+    tests: tuple[Test, ...] = key(
+        (), "What must be decided how: run by `check`, at start, at a reload and before live changes of routing.", reload=LIVE, max_length=1000
+    )
 
 
 def schema_json() -> dict[str, Any]:

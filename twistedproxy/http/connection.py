@@ -263,12 +263,12 @@ class FrontConnection(Timed):
 
     def await_response(self, deadline: float) -> None:
         """The request is complete; without a response head by `deadline` the exchange is told."""
-        self.response_deadline = self.deadline = deadline
-        if deadline < self.look_at:
-            self.front.wheel.look_sooner(self)
+        self.response_deadline = deadline
+        self.front.wheel.arm(self, deadline)
 
     def stop_waiting(self) -> None:
         """The response has begun: from here on the transport watches for a client that takes nothing."""
+        self.response_deadline = NEVER
         if self.reading is not _BODY:
             self.deadline = NEVER
 
@@ -386,6 +386,8 @@ class FrontConnection(Timed):
                 self.front.wheel.arm(self, now + self.front.timeouts.body_idle_s)
             elif self.reading is _BODY:
                 exchange.bad_body(BodyTimeout("the body stopped coming"))
+            elif now < self.response_deadline:  # it was the deadline of the idle connection, left standing
+                self.front.wheel.arm(self, self.response_deadline)
             else:
                 exchange.deadline_passed()
         elif self._partial is not None:

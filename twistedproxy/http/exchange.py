@@ -21,6 +21,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from twistedproxy.clock import NEVER
 from twistedproxy.errors import (
     BadHead,
     BadResponse,
@@ -155,14 +156,17 @@ class Exchange:
                 return
             if body and not self._take_in(body, destination):
                 return
-        if head.upgrade in forwarding.UPGRADES:
+        if head.upgrade is not None and head.upgrade in forwarding.UPGRADES:
             if body_length:
                 self.fail(BadHead("a request that switches protocols has no body"))
                 return
             self._upgrade = head.upgrade
         self.response_idle_s = timeouts.response_idle_s
         if is_complete:
-            self.connection.await_response(self.started + timeouts.request_s)
+            connection = self.connection
+            connection.response_deadline = deadline = self.started + timeouts.request_s
+            if deadline < connection.deadline:
+                connection.await_response(deadline)
         self._acquire(destination)
 
     # REQUEST: the body, as it comes
@@ -312,12 +316,11 @@ class Exchange:
                 self._held = None
             elif length == CHUNKED:
                 data += last_chunk(self.trailers)
-        upstream.send(self, data)
         if self.is_request_complete:
             deadline = self.front.seconds() + destination.timeouts.response_head_s
-            upstream.await_head(deadline if deadline < connection.response_deadline else connection.response_deadline)
+            upstream.send(self, data, deadline if deadline < connection.response_deadline else connection.response_deadline)
         else:
-            upstream.stop_waiting()
+            upstream.send(self, data, NEVER)
             if not upstream.transport.is_full:
                 connection.resume_reading()
             connection.splice_body(upstream.transport)
@@ -355,7 +358,7 @@ class Exchange:
             return False
         self._lease = self._upstream = None
         if upstream is not None:
-            upstream.release(keep=False)
+            upstream.close()
         lease.release(outcome)
         self.front.metrics.retries[(destination.pool.name, reason)] += 1
         self._acquire(destination)
@@ -386,19 +389,19 @@ class Exchange:
         self.state = _RESPONDING
         self.status = status
         self.error = None
-        self.head_at = self.front.seconds()
+        self.head_at = now = self.front.seconds()
         self._response_length = length
         connection = self.connection
         is_http10 = self.head.minor == 0
-        if not self.is_request_complete or self.front.is_draining or forwarding.close_delimits(length, is_http10):
-            self.keep_alive = False
+        if not self.is_request_complete or self.front.is_draining or (is_http10 and length < 0):
+            self.keep_alive = False  # the last: only the close can end a body without a length for a client that knows no chunks
         out = forwarding.response(head, length, is_http10, self.keep_alive)
         if body or (is_done and length < 0):
             self.bytes_sent = len(body)
             out += self._framed(body, is_done)
         connection.write(out)
         if is_done:
-            self._finish()
+            self._finish(now)
             return
         connection.stop_waiting()
         if connection.transport.is_full:  # it was so before: nobody will ask this exchange to wait
@@ -521,12 +524,12 @@ class Exchange:
 
     # FINISH
 
-    def _finish(self) -> None:
+    def _finish(self, now: float = 0.0) -> None:
         """Once, whatever happened: give back what was taken, count, log, and let the connection go on."""
         if self.state is _DONE:
             return
         self.state = _DONE
-        now = self.front.seconds()
+        now = now or self.front.seconds()
         lease, upstream = self._lease, self._upstream
         if self._queued is not None:
             self._queued.cancel()
@@ -536,7 +539,7 @@ class Exchange:
             self._stop_splice()
         if upstream is not None:
             self._upstream = None
-            upstream.release(keep=self.error is None and self.is_request_complete)
+            upstream.release(self.error is None and self.is_request_complete, now)
         server = ""
         if lease is not None:
             self._lease = None

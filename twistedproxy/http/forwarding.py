@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 
-from twistedproxy.http.messages import CHUNKED, REASONS, UNTIL_CLOSE, Kind, RequestHead, ResponseHead
+from twistedproxy.http.messages import CHUNKED, REASONS, Kind, RequestHead, ResponseHead
 from twistedproxy.net.networks import Networks
 
 _ALWAYS_DROPPED = Kind.TRANSFER_ENCODING | Kind.CONNECTION | Kind.HOP_BY_HOP | Kind.NOMINATED
@@ -169,7 +169,3 @@ def interim(head: ResponseHead) -> bytes:
     start = None if head.minor == 1 else b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))
     return head.write_h1(start, _RESPONSE_DROPPED | Kind.CONTENT_LENGTH, _NOTHING, _TAIL)
 
-
-def close_delimits(body_length: int, is_http10: bool) -> bool:
-    """True when only closing the client's connection can end this body: no length is known, and the client knows no chunks."""
-    return is_http10 and body_length in (CHUNKED, UNTIL_CLOSE)

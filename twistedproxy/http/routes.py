@@ -77,7 +77,7 @@ class _Paths(Generic[T]):
             if decision is not None:
                 return decision
             end = path.rfind(b"/", 0, end)
-        return self._root if path[:1] == b"/" else None
+        return self._root
 
     def listed(self) -> Iterable[str]:
         return sorted({d.route.path for table in (self._whole, self._prefix) for d in table.values()})

@@ -71,27 +71,27 @@ class UpstreamConnection(Timed):
 
     # What the exchange asks for
 
-    def send(self, exchange: Exchange, data: bytes) -> None:
-        """Begin an exchange: `data` is the request head and what there is of the body."""
+    def send(self, exchange: Exchange, data: bytes, deadline: float) -> None:
+        """Begin an exchange: `data` is the request head and what there is of the body, `deadline` the latest for the answer's head.
+
+        The deadline is NEVER while the request is incomplete; `await_head` sets it then.
+        """
         self.exchange = exchange
         self.state = _HEAD
         self._interim = 0
         self._chunks = None
         self._partial = None
+        self.deadline = deadline
+        if deadline < self.look_at:
+            self._wheel.look_sooner(self)
         self.transport.write(data)
 
     def await_head(self, deadline: float) -> None:
         """The request is complete: its answer must begin before `deadline`."""
         if self.state is _HEAD:
-            self.deadline = deadline
-            if deadline < self.look_at:
-                self._wheel.look_sooner(self)
+            self._wheel.arm(self, deadline)
 
-    def stop_waiting(self) -> None:
-        """The request is still being sent; the time this connection was allowed to be idle is over."""
-        self.deadline = NEVER
-
-    def release(self, keep: bool) -> None:
+    def release(self, keep: bool, now: float) -> None:
         """The exchange is over. With `keep`, the connection waits for the next one if it is clean."""
         self.exchange = None
         idle = self.server.idle
@@ -100,16 +100,16 @@ class UpstreamConnection(Timed):
             if self._is_paused:
                 self.resume_reading()
             idle.append(self)
-            wheel = self._wheel
-            self.deadline = deadline = wheel.seconds() + self._idle_s
+            self.deadline = deadline = now + self._idle_s
             if deadline < self.look_at:
-                wheel.look_sooner(self)
+                self._wheel.look_sooner(self)
         else:
             self.close()
 
     def close(self) -> None:
         """An idle connection is closed in order; one that owes us something is reset, so that the server stops working for nobody."""
         was_idle = self.state is _IDLE
+        self.exchange = None
         self._end()
         if was_idle:
             self.transport.loseConnection()
