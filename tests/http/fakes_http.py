@@ -1,4 +1,4 @@
-"""A whole HTTP front end in one process: real listener, front, router and pool on loopback; raw clients and raw, scripted servers around it.
+"""A whole HTTP front end in one process: real listener, front, router and pool on loopback; raw clients and scripted servers.
 
 Loaded by path from `conftest.py`, which gives each test case that says ``uses_bed = True`` a `Bed` as ``self.bed``. Everything is turned by
 hand (see ``tests/net/fakes_net.py``): nothing happens unless a test waits for something, and deadlines pass by `Bed.travel`.
@@ -242,7 +242,7 @@ class Origin:
         self.bed = bed
         self.sock = bed.loop.listen(receive_buffer=receive_buffer)
         self.sock.setblocking(False)
-        self.address = "127.0.0.1:{}".format(self.sock.getsockname()[1])
+        self.address = f"127.0.0.1:{self.sock.getsockname()[1]}"
         self.connections = []
 
     def pump(self):
@@ -324,13 +324,22 @@ class Bed:
             timeouts=timeouts,
             metrics=self.metrics,
             access_log=self.log,
-            on_closed=lambda: listening.connection_closed(),
+            on_closed=lambda: listening.connection_closed(),  # noqa: PLW0108  (made below)
         )
         self.fronts.append(self.front)
         listening = Listener(self.loop.reactor, self.front.accept, 1000)
         listening.add_socket(0, sock)
         self.listeners.append(listening)
         return origins[0] if origins else None
+
+    def black_hole(self):
+        """An address that neither accepts nor refuses."""
+        hole = self.loop.listen(backlog=0)
+        for _ in range(4):
+            filler = self.loop.keep(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(hole.getsockname())
+        return f"127.0.0.1:{hole.getsockname()[1]}"
 
     def client(self, data=b"", receive_buffer=0):
         sock = socket.socket()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.config.model import Route
 from twistedproxy.http import forwarding
 from twistedproxy.http.forwarding import Client, client_address
 from twistedproxy.http.head import Limits, parse_request, parse_response
@@ -237,3 +238,107 @@ class ResponseTests(SynchronousTestCase):
         head = reply(b"Upgrade: websocket", b"Connection: Upgrade", b"Content-Length: 0", b"A: 1", start=b"HTTP/1.1 101 OK")
         expected = [(b"A", b"1"), (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
         self.assertEqual(got(forwarding.switching(head, b"websocket")), (b"HTTP/1.1 101 OK", expected))
+
+
+class Case(SynchronousTestCase):
+    """Whole exchanges."""
+
+    uses_bed = True
+    bed: Any
+    fakes: Any
+
+    def serve(self, server: Any, body: bytes = b"ok") -> Any:
+        request = server.request()
+        server.send(self.fakes.answer(body))
+        return request
+
+
+class WholeExchangeTests(Case):
+    def seen(self, request: bytes, **proxy: Any) -> Any:
+        client, server = self.bed.start(request, **proxy)
+        message = self.serve(server)
+        client.response()
+        client.close()
+        return message
+
+    def test_ID_01_what_a_stranger_claims_is_replaced(self) -> None:
+        f = self.fakes
+        claims = [b"X-Forwarded-For: 10.1.1.1", b"X-Forwarded-Proto: https", b"Forwarded: for=1.1.1.1", b"X-Request-Id: mine"]
+        claims += [b"X-Real-IP: 1.1.1.1", b"X-Forwarded-Scheme: https", b"X-Original-URL: /admin", b"X-Rewrite-URL: /admin"]
+        claims += [b"X_Forwarded_For: 1.1.1.1", b"X-Internal-User: root", b"X-Client-Cert-Subject: root", b"X-Revproxy-Explain: t"]
+        request = self.seen(f.get(b"/", *claims))
+        port = b"%d" % self.bed.port
+        self.assertEqual(request.get(b"X-Forwarded-For"), b"127.0.0.1")
+        self.assertEqual(request.get(b"X-Forwarded-Proto"), b"http")
+        self.assertEqual(request.get(b"X-Forwarded-Host"), b"example.com")
+        self.assertEqual(request.get(b"X-Forwarded-Port"), port)
+        self.assertEqual(request.get(b"X-Request-Id"), self.bed.logged().request_id)
+        names = {name.lower() for name, _ in request.fields}
+        self.assertEqual(
+            names, {b"host", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-request-id"}
+        )
+
+    def test_ID_01_what_a_trusted_proxy_says_is_kept(self) -> None:
+        f = self.fakes
+        claims = [b"X-Forwarded-For: 1.1.1.1, 2.2.2.2", b"X-Forwarded-Proto: https", b"X-Forwarded-Host: www", b"X-Request-Id: id-7"]
+        request = self.seen(f.get(b"/", *claims, b"X-Real-IP: 1.1.1.1"), trusted_proxies=("127.0.0.0/8",))
+        self.assertEqual(request.get(b"X-Forwarded-For"), b"1.1.1.1, 2.2.2.2, 127.0.0.1")
+        self.assertEqual(request.get(b"X-Forwarded-Proto"), b"https")
+        self.assertEqual(request.get(b"X-Forwarded-Host"), b"www")
+        self.assertEqual(request.get(b"X-Forwarded-Port"), b"%d" % self.bed.port)
+        self.assertEqual(request.get(b"X-Real-IP"), b"1.1.1.1")
+        self.assertEqual(request.get(b"X-Request-Id"), b"id-7")
+        line = self.bed.logged()
+        self.assertEqual((line.client_ip, line.request_id), ("2.2.2.2", b"id-7"))
+
+    def test_hop_by_hop_and_nominated_fields_stay_on_their_hop(self) -> None:
+        f = self.fakes
+        hop = [b"Connection: X-Mine, keep-alive", b"X-Mine: 1", b"Keep-Alive: timeout=5", b"TE: trailers", b"Proxy-Connection: x"]
+        client, server = self.bed.start(f.get(b"/", *hop, b"Upgrade: h2c", b"HTTP2-Settings: AAA", b"Accept: a"))
+        request = server.request()
+        for name in (b"Connection", b"X-Mine", b"Keep-Alive", b"TE", b"Proxy-Connection", b"Upgrade", b"HTTP2-Settings"):
+            self.assertEqual(request.all(name), [], name)
+        self.assertEqual(request.get(b"Accept"), b"a")
+        server.send(
+            f.answer(b"", b"Connection: X-Theirs", b"X-Theirs: 1", b"Keep-Alive: timeout=9", b"X-Revproxy-Y: 1", b"Set-Cookie: a=1")
+        )
+        response = client.response()
+        self.assertEqual([n for n, _ in response.fields], [b"Content-Length", b"Set-Cookie"])
+
+    def test_SM_13_connection_cannot_take_away_our_own_fields(self) -> None:
+        f = self.fakes
+        request = self.seen(f.get(b"/", b"Connection: x-forwarded-for, x-request-id, authorization", b"Authorization: a"))
+        self.assertEqual(request.get(b"X-Forwarded-For"), b"127.0.0.1")
+        self.assertIsNotNone(request.get(b"X-Request-Id"))
+
+    def test_via_is_added_to_what_is_there(self) -> None:
+        request = self.seen(self.fakes.get(b"/", b"Via: 1.0 before"), via="edge")
+        self.assertEqual(request.all(b"Via"), [b"1.0 before", b"1.1 edge"])
+
+    def test_max_forwards_is_counted_down_and_sent_once(self) -> None:
+        request = self.seen(b"OPTIONS / HTTP/1.1\r\nHost: a\r\nMax-Forwards: 3\r\n\r\n")
+        self.assertEqual(request.get(b"Max-Forwards"), b"2")
+
+    def test_max_forwards_means_nothing_to_GET(self) -> None:
+        self.assertEqual(self.seen(self.fakes.get(b"/", b"Max-Forwards: 3")).get(b"Max-Forwards"), b"3")
+
+    def test_SM_20_absolute_form_becomes_a_path_and_its_host(self) -> None:
+        request = self.seen(b"GET http://Other.example:81/a%7Eb/../c?q HTTP/1.1\r\nHost: example.com\r\n\r\n")
+        self.assertEqual((request.start, request.get(b"Host")), (b"GET /c?q HTTP/1.1", b"Other.example:81"))
+        self.assertEqual(request.get(b"X-Forwarded-Host"), b"Other.example:81")
+
+    def test_RT_04_what_is_matched_is_what_is_forwarded(self) -> None:
+        self.assertEqual(self.seen(self.fakes.get(b"//a/./b/../%61?x=%61/../")).target, b"/a/a?x=%61/../")
+
+    def test_strip_removes_the_prefix_and_keeps_a_slash(self) -> None:
+        for path, expected in ((b"/api/x?y", b"/x?y"), (b"/api/", b"/"), (b"/api", b"/"), (b"/api?q", b"/?q"), (b"/api//x?", b"/x?")):
+            request = self.seen(self.fakes.get(path), routes=[Route("/api", "web", strip=True)])
+            self.assertEqual((request.target, request.get(b"Host")), (expected, b"example.com"))
+
+    def test_X_Request_Id_is_new_for_every_request(self) -> None:
+        f = self.fakes
+        client, server = self.bed.start(f.get() * 3)
+        ids = {self.serve(server).get(b"X-Request-Id") for _ in range(3)}
+        self.assertEqual(len(ids), 3)
+        for _ in range(3):
+            client.response()

@@ -57,3 +57,42 @@ class PhaseTests(SynchronousTestCase):
         self.assertEqual(self.phase(gone, attempts=1), "request")
         self.assertEqual(self.phase(gone, attempts=1, head_at=1.0, status=200), "response")
         self.assertEqual(self.phase(gone, attempts=1, head_at=1.0, status=101), "tunnel")
+
+
+class Case(SynchronousTestCase):
+    """Whole exchanges."""
+
+    uses_bed = True
+    bed: Any
+    fakes: Any
+
+    def serve(self, server: Any, body: bytes = b"ok") -> Any:
+        request = server.request()
+        server.send(self.fakes.answer(body))
+        return request
+
+
+class WholeExchangeTests(Case):
+    def test_what_is_counted_and_logged_of_a_request(self) -> None:
+        f = self.fakes
+        client, server = self.bed.start(f.post(b"12345"))
+        self.serve(server, b"1234567")
+        client.response()
+        line = self.bed.logged()
+        self.assertEqual((line.status, line.bytes_sent, line.bytes_received, line.attempts), (200, 7, 5, 1))
+        self.assertEqual((line.site, line.pool, line.server), ("site", "web", self.bed.origins[0].address))
+        self.assertEqual((line.cause.value, line.phase, line.client_ip), ("ok", None, "127.0.0.1"))
+        self.assertEqual(self.bed.metrics.http("site", "web").codes, {(self.bed.origins[0].address, 200): 1})
+        counts = self.bed.front.counts
+        self.assertEqual((counts.open, counts.total), (1, 1))
+        self.assertEqual(counts.bytes_in, len(f.post(b"12345")))
+        self.assertEqual(counts.bytes_out, len(client.received))
+
+    def test_a_5xx_of_the_server_is_its_failure_and_a_4xx_is_not(self) -> None:
+        f = self.fakes
+        client, server = self.bed.start(f.get() * 2)
+        for status in (b"500 No", b"404 No"):
+            server.request()
+            server.send(f.answer(b"", status=status))
+            self.assertEqual(client.response().status, int(status[:3]))
+        self.assertEqual(self.bed.pool.servers[0].failures, 1)

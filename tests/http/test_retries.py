@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.model import Address
+from twistedproxy.config.model import Address, Timeouts
 from twistedproxy.config.model import Server as ServerSpec
 from twistedproxy.http.retries import IDEMPOTENT, NOTHING_SENT, REUSED, Retries
 from twistedproxy.pool.server import Server
@@ -103,3 +103,243 @@ class BudgetTests(SynchronousTestCase):
         self.assertEqual(retries.tried, frozenset())
         retries.done()
         self.assertEqual(destination.pool.running, 0)
+
+
+class Case(SynchronousTestCase):
+    """Whole exchanges."""
+
+    uses_bed = True
+    bed: Any
+    fakes: Any
+
+    def serve(self, server: Any, body: bytes = b"ok") -> Any:
+        request = server.request()
+        server.send(self.fakes.answer(body))
+        return request
+
+    def warm(self, *origins: Any, **proxy: Any) -> tuple[Any, Any]:
+        """A client and a server whose connections have carried one exchange already."""
+        f = self.fakes
+        origin = self.bed.proxy(*origins, **proxy)
+        client = self.bed.client(f.get(b"/warm"))
+        server = origin.accept()
+        server.request()
+        server.send(f.answer(b"warm"))
+        client.response()
+        self.bed.log.lines.clear()
+        return client, server
+
+
+class WholeExchangeTests(Case):
+    """Tried again where that is safe, and nowhere else (limits 3.1)."""
+
+    def closed_address(self) -> str:
+        origin = self.bed.origin()
+        origin.stop()
+        return str(origin.address)
+
+    def test_a_server_that_refuses_is_replaced_by_another_whatever_the_method(self) -> None:
+        f = self.fakes
+        good = self.bed.origin()
+        for request in (f.get(), f.post(b"body")):
+            self.bed.proxy(servers=[self.closed_address(), good.address])
+            clients = [self.bed.client(request) for _ in range(2)]
+            servers = [good.accept() for _ in clients]
+            for server in servers:
+                self.assertEqual(self.serve(server).body, b"body" if b"POST" in request else b"")
+            for client in clients:
+                self.assertEqual(client.response().status, 200)
+                client.close()
+            self.assertEqual(sorted(line.attempts for line in self.bed.log.lines), [1, 2])
+            self.assertEqual(dict(self.bed.metrics.retries), {("web", "connect"): 1})
+            self.bed.log.lines.clear()
+
+    def test_an_upload_that_has_only_begun_goes_to_another_server_too(self) -> None:
+        f = self.fakes
+        good = self.bed.origin()
+        self.bed.proxy(servers=[self.closed_address(), good.address])
+        for _ in range(2):
+            client = self.bed.client(f.post(b"0123456789")[:-5])
+            server = good.accept()
+            server.head()
+            client.send(b"56789")
+            self.assertEqual(server.take(10), b"0123456789")
+            server.send(f.answer(b"ok", b"Connection: close"))
+            client.response()
+
+    def test_BF_04_no_server_accepts_502_and_the_attempts_are_bounded(self) -> None:
+        self.bed.proxy(servers=[self.closed_address() for _ in range(5)])
+        client = self.bed.client(self.fakes.get())
+        response = client.response()
+        self.assertEqual(response.status, 502)
+        line = self.bed.logged()
+        self.assertEqual((line.attempts, line.cause.value, line.phase.value), (3, "server", "connect"))
+
+    def test_BF_04_an_only_server_that_refuses_is_502_and_not_no_server(self) -> None:
+        self.bed.proxy(servers=[self.closed_address()])
+        client = self.bed.client(self.fakes.get() * 2)
+        self.assertEqual([client.response().status for _ in range(2)], [502, 502])
+
+    def test_without_connect_in_the_list_one_failure_is_final(self) -> None:
+        good = self.bed.origin()
+        self.bed.proxy(servers=[self.closed_address(), good.address], pool={"retry": {"on": ()}})
+        clients = [self.bed.client(self.fakes.get()) for _ in range(2)]
+        self.serve(good.accept())
+        self.assertEqual(sorted(c.response().status for c in clients), [200, 502])
+
+    def test_BF_01_a_reused_connection_that_dies_is_replaced_by_a_fresh_one(self) -> None:
+        f = self.fakes
+        for how in ("close", "reset"):
+            for method in (b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"):
+                with self.subTest(how=how, method=method):
+                    client, server = self.warm()
+                    body = b"body" if method == b"PUT" else b""
+                    client.send(f.post(body, method=method))
+                    self.assertEqual(server.request().body, body)
+                    getattr(server, how)()
+                    second = self.bed.origins[-1].accept()
+                    request = second.request()
+                    self.assertEqual((request.method, request.body), (method, body))
+                    second.send(f.answer(b""))
+                    self.assertEqual(client.response(method).status, 200)
+                    self.assertEqual(dict(self.bed.metrics.retries), {("web", "reused"): 1})
+                    client.close()
+                    self.bed.log.lines.clear()
+
+    def test_BF_01_a_POST_is_never_sent_twice(self) -> None:
+        f = self.fakes
+        for how in ("close", "reset"):
+            for method in (b"POST", b"PATCH", b"X-OWN"):
+                client, server = self.warm()
+                client.send(f.post(b"pay", method=method))
+                self.assertEqual(server.request().body, b"pay")
+                getattr(server, how)()
+                self.assertEqual(client.response().status, 502)
+                self.assertEqual(self.bed.origins[-1].count, 1)
+                client.close()
+
+    def test_BF_01_it_is_tried_again_once_only_and_not_on_another_kept_connection(self) -> None:
+        f = self.fakes
+        origin = self.bed.proxy()
+        clients = [self.bed.client(f.get()) for _ in range(3)]
+        servers = [origin.accept() for _ in clients]
+        for server in servers:
+            self.serve(server)
+        for client in clients:
+            client.response()
+        self.assertEqual(self.bed.idle, 3)
+        clients[0].send(f.get(b"/x"))
+        servers[2].until(lambda: any(s.pump() or s.rest for s in servers), "the request")
+        (used,) = [s for s in servers if s.rest]
+        used.close()
+        fresh = origin.accept()
+        self.assertEqual(fresh.request().target, b"/x")
+        fresh.close()
+        self.assertEqual(clients[0].response().status, 502)
+        self.assertEqual(origin.count, 4)
+
+    def test_a_fresh_connection_that_dies_after_the_request_is_502(self) -> None:
+        f = self.fakes
+        for how in ("close", "reset"):
+            client, server = self.bed.start(f.get())
+            server.request()
+            getattr(server, how)()
+            self.assertEqual(client.response().status, 502)
+            self.assertEqual(self.bed.origins[-1].count, 1)
+            line = self.bed.logged()
+            self.assertEqual((line.cause.value, line.phase.value, line.attempts), ("server", "response", 1))
+            self.bed.log.lines.clear()
+            client.close()
+
+    def test_BF_01_an_upload_of_which_some_is_gone_is_not_replayed(self) -> None:
+        f = self.fakes
+        client, server = self.warm()
+        data = f.post(b"0123456789", method=b"PUT")
+        client.send(data[:-5])
+        server.head()
+        client.send(data[-5:])
+        server.take(10)
+        server.close()
+        self.assertEqual(client.response().status, 502)
+        self.assertEqual(self.bed.origins[0].count, 1)
+
+    def test_a_status_is_tried_again_only_where_that_is_wanted(self) -> None:
+        f = self.fakes
+        for on, count in ((("connect",), 1), (("503",), 2)):
+            a, b = self.bed.origin(), self.bed.origin()
+            self.bed.proxy(a, b, pool={"retry": {"on": on}})
+            client = self.bed.client(f.get())
+            server = self.first_of(a, b)
+            server.request()
+            server.send(f.answer(b"busy", status=b"503 Service Unavailable"))
+            if count == 2:
+                other = b if server in a.connections else a
+                self.serve(other.accept())
+            response = client.response()
+            self.assertEqual((response.status, response.body), (503, b"busy") if count == 1 else (200, b"ok"))
+            client.close()
+
+    def test_a_status_that_no_other_server_can_better_is_passed_on_as_it_is(self) -> None:
+        f = self.fakes
+        client, server = self.bed.start(f.get(), pool={"retry": {"on": ("502", "504")}})
+        server.request()
+        server.send(f.answer(b"late", status=b"504 Gateway Timeout"))
+        self.assertEqual(client.response().status, 504)
+
+    def test_a_POST_is_not_tried_again_for_its_status(self) -> None:
+        f = self.fakes
+        a, b = self.bed.origin(), self.bed.origin()
+        self.bed.proxy(a, b, pool={"retry": {"on": ("503",)}})
+        client = self.bed.client(f.post(b"pay"))
+        server = self.first_of(a, b)
+        server.request()
+        server.send(f.answer(b"busy", status=b"503 Service Unavailable"))
+        self.assertEqual(client.response().body, b"busy")
+        self.assertEqual(a.count + b.count, 1)
+
+    def first_of(self, *origins: Any) -> Any:
+        self.bed.until(lambda: any(o.pump() or o.connections for o in origins), "a connection to one of the servers")
+        return next(o.accept() for o in origins if o.connections)
+
+    def test_a_time_out_is_tried_again_only_where_that_is_wanted(self) -> None:
+        f = self.fakes
+        for on in (("connect", "reused"), ("timeout",)):
+            a, b = self.bed.origin(), self.bed.origin()
+            self.bed.proxy(a, b, pool={"retry": {"on": on}}, timeouts=Timeouts(response_head_s=2.0))
+            client = self.bed.client(f.get())
+            server = self.first_of(a, b)
+            server.request()
+            self.bed.travel(2.5)
+            if on == ("timeout",):
+                self.serve((b if server in a.connections else a).accept())
+                self.assertEqual(client.response().status, 200)
+            else:
+                self.assertEqual(client.response().status, 504)
+            server.breaks()
+            client.close()
+
+    def test_BF_06_retries_stay_within_the_budget(self) -> None:
+        f = self.fakes
+        bad = [self.bed.origin() for _ in range(2)]
+        self.bed.proxy(*bad, pool={"retry": {"on": ("timeout",), "budget": 0.2}}, timeouts=Timeouts(response_head_s=2.0))
+        clients = [self.bed.client(f.get()) for _ in range(20)]
+        self.bed.until(lambda: sum(o.count for o in bad) == 20)
+        self.bed.travel(10)
+        self.assertEqual({c.response().status for c in clients}, {504})
+        self.assertLessEqual(sum(o.count for o in bad), 20 * 1.3)
+        self.assertGreater(sum(o.count for o in bad), 20)
+
+    def test_P8_a_black_hole_is_given_up_for_another_server(self) -> None:
+        f = self.fakes
+        hole = self.bed.black_hole()
+        good = self.bed.origin()
+        self.bed.proxy(servers=[hole, good.address], timeouts=Timeouts(connect_s=3.0))
+        clients = [self.bed.client(f.get()) for _ in range(2)]
+        server = good.accept()
+        self.serve(server)
+        self.bed.travel(2.5)
+        self.assertTrue(server.is_silent())
+        self.bed.travel(0.7)
+        self.serve(server)
+        for client in clients:
+            self.assertEqual(client.response().status, 200)

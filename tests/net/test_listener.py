@@ -86,6 +86,14 @@ class Accepting(SynchronousTestCase):
         made.set_max_connections(5)
         self.loop.until(lambda: len(self.accepted) == 6)
 
+    def test_P2_it_is_exact_also_in_the_middle_of_a_storm(self):
+        made = self.listener(most=3)
+        made._sockets[0]._batch = MAX_ACCEPTS
+        for _ in range(6):
+            self.client()
+        self.loop.turns(20)
+        self.assertEqual(len(self.accepted), 3)
+
     def test_a_storm_is_taken_in_turns(self):
         self.listener(most=1000)
         clients = [self.client() for _ in range(90)]
@@ -130,7 +138,7 @@ class Accepting(SynchronousTestCase):
         listening = made._sockets[0]
         real = listening.sock
         for code in (errno.ECONNABORTED, errno.EPROTO, errno.EPERM):
-            listening.sock = mock.Mock(accept=mock.Mock(side_effect=OSError(code, "gone")))
+            listening.sock = mock.Mock(_accept=mock.Mock(side_effect=OSError(code, "gone")))
             listening.doRead()
         listening.sock = real
         self.client()

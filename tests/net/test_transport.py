@@ -268,6 +268,30 @@ class Ends(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertTrue(self.loop.is_reset(peer))
 
+    def test_an_error_after_closing_does_not_hurt_who_has_the_descriptor_next(self):
+        first, peer, recorder = self.loop.started()
+        number = first.fileno()
+        found = []
+
+        def close_and_fail(data):
+            first.abortConnection()
+            ours, _ = os.dup2(peer.fileno(), number), peer
+            new = socket.socket(fileno=ours)
+            new.setblocking(False)
+            transport = Transport(self.loop.reactor, self.loop.wheel, new, "")
+            found.append((transport, self.fakes.Recorder()))
+            transport.start(found[0][1])
+            raise ZeroDivisionError
+
+        recorder.dataReceived = close_and_fail
+        other = self.loop.keep(socket.socket())
+        other.bind(("127.0.0.1", 0))
+        peer.send(b"x")
+        self.loop.until(lambda: found)
+        self.flushLoggedErrors(ZeroDivisionError)
+        self.assertIn(number, self.loop.reactor._reads)
+        self.assertIs(self.loop.reactor._selectables[number], found[0][0])
+
 
 class Lingering(SynchronousTestCase):
     def test_the_last_answer_reaches_a_client_that_is_still_sending(self):

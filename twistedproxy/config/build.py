@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from twistedproxy.config import schema, values
 from twistedproxy.config.checks import DEFAULT_HTTP
 from twistedproxy.config.cpus import usable_cpus
@@ -12,21 +15,32 @@ from twistedproxy.config.model import (
     Admin,
     Eject,
     EventLog,
+    HeaderEdits,
     HealthCheck,
     HttpListener,
     Keepalive,
     Logs,
+    Mirror,
     Model,
     Pool,
     Queue,
+    Respond,
     Retry,
+    Rewrite,
     Route,
     Server,
+    Side,
     Site,
+    Sticky,
     TcpListener,
+    Test,
     Timeouts,
     Token,
+    Use,
+    When,
 )
+from twistedproxy.config.routing import Edits, uses_of
+from twistedproxy.config.routing import When as WhenDeclared
 
 
 def build(document: schema.File, origin: Origin, config_file: str, state_dir: str) -> Model:
@@ -46,8 +60,9 @@ def build(document: schema.File, origin: Origin, config_file: str, state_dir: st
         http=tuple(map(_http_listener, http or ())),
         tcp=tuple(_tcp_listener(address, listener, timeouts, origin) for address, listener in document.tcp.items()),
         pools={name: _pool(name, pool) for name, pool in document.pools.items()},
-        sites={name: _site(name, site, timeouts) for name, site in document.sites.items()},
+        sites={name: _site(name, site, timeouts, document.headers) for name, site in document.sites.items()},
         logs=_logs(document.logs),
+        tests=tuple(map(_test, document.tests)),
     )
 
 
@@ -101,7 +116,7 @@ def _tcp_listener(address: str, declared: schema.TcpListener, timeouts: Timeouts
 
 
 def _pool(name: str, declared: schema.Pool) -> Pool:
-    eject, retry = declared.eject, declared.retry
+    eject = declared.eject
     return Pool(
         name=name,
         servers=tuple(map(server, declared.servers)),
@@ -109,11 +124,12 @@ def _pool(name: str, declared: schema.Pool) -> Pool:
         health=_health(declared.health) if declared.health else None,
         eject=Eject(eject.errors, eject.ratio, eject.within, eject.for_, eject.max_percent) if eject else None,
         slow_start_s=declared.slow_start,
-        retry=Retry(retry.tries, tuple(dict.fromkeys(retry.on)), retry.budget),
+        retry=_retry(declared.retry),
         queue=Queue(declared.queue.size, declared.queue.timeout),
         keepalive=Keepalive(declared.keepalive.idle, declared.keepalive.size),
         send_proxy=int(declared.send_proxy[1:]) if declared.send_proxy else 0,
         max_connections=declared.max_connections,
+        sticky=_sticky(declared.sticky),
     )
 
 
@@ -132,19 +148,77 @@ def _health(declared: schema.Health) -> HealthCheck:
     )
 
 
-def _site(name: str, declared: schema.Site, timeouts: Timeouts) -> Site:
+def _site(name: str, declared: schema.Site, timeouts: Timeouts, presets: Mapping[str, schema.Headers]) -> Site:
     timeouts = _timeouts(timeouts, declared.timeouts)
-    routes = tuple(
-        Route(
-            path=values.parse_route_path(path),
-            pool=route.pool,
-            strip=route.strip,
-            max_body=route.max_body or declared.max_body,
-            timeouts=_timeouts(timeouts, route.timeouts),
-        )
-        for path, route in declared.routes.items()
+
+    def route(path: str, said: schema.Route) -> Route:
+        return _route(path, said, declared, timeouts, presets)
+
+    return Site(
+        name=name,
+        hosts=(values.parse_host(name), *declared.names),
+        routes=tuple(route(values.parse_route_path(path), said) for path, said in declared.routes.items()),
+        via=declared.via,
+        rules=tuple(replace(route(f"rules[{i}]", rule), when=_when(rule.when)) for i, rule in enumerate(declared.rules)),
+        maintenance=declared.maintenance,
+        maintenance_allow=declared.maintenance_allow,
     )
-    return Site(name=name, hosts=(values.parse_host(name), *declared.names), routes=routes, via=declared.via)
+
+
+def _route(path: str, declared: schema.Route, site: schema.Site, timeouts: Timeouts, presets: Mapping[str, schema.Headers]) -> Route:
+    mirror, answer, rewrite = declared.mirror, declared.respond, declared.rewrite
+    return Route(
+        path=path,
+        pool=declared.pool or "",
+        strip=declared.strip,
+        max_body=declared.max_body or site.max_body,
+        timeouts=_timeouts(timeouts, declared.timeouts),
+        split=tuple(Side(pool, weight) for pool, weight in declared.split.items()),
+        sticky=_sticky(declared.sticky),
+        redirect=declared.redirect,
+        status=declared.status,
+        respond=Respond(answer.status, answer.body, answer.content_type) if answer else None,
+        rewrite=Rewrite(rewrite.match, rewrite.to) if rewrite else None,
+        host=declared.host,
+        request=_edits(declared.headers.request),
+        response=_edits(declared.headers.response),
+        use=tuple(_use(name, presets) for name in uses_of(site, declared)),
+        retry=_retry(declared.retry) if declared.retry else None,
+        mirror=Mirror(mirror.pool, mirror.percent, mirror.compare, mirror.methods, tuple(h.lower() for h in mirror.headers)) if mirror else None,
+    )
+
+
+def _use(name: str, presets: Mapping[str, schema.Headers]) -> Use:
+    kind, _, preset = name.partition(".")
+    if kind != "headers":
+        return Use(name)
+    return Use(name, _edits(presets[preset].request), _edits(presets[preset].response))
+
+
+def _edits(declared: Edits) -> HeaderEdits:
+    return HeaderEdits(declared.set, declared.add, declared.remove)
+
+
+def _sticky(declared: schema.Sticky | None) -> Sticky | None:
+    if declared is None:
+        return None
+    return Sticky(declared.cookie, declared.path, declared.secure, declared.same_site, declared.ttl, declared.by or "")
+
+
+def _retry(declared: schema.Retry) -> Retry:
+    return Retry(declared.tries, tuple(dict.fromkeys(declared.on)), declared.budget)
+
+
+def _when(declared: WhenDeclared) -> When:
+    return When(declared.path, declared.method, declared.header, declared.cookie, declared.query, declared.client)
+
+
+def _test(declared: schema.Test) -> Test:
+    expect = declared.expect
+    return Test(
+        declared.request, declared.headers, declared.client, expect.pool, expect.split, expect.path, expect.host, expect.redirect,
+        expect.status, expect.rule, expect.headers,
+    )  # fmt: skip
 
 
 def _logs(declared: schema.Logs) -> Logs:

@@ -65,7 +65,15 @@ class Batch:
     changes: tuple[SetWeight | SetState | SetMaxConnections | AddServer | RemoveServer, ...]
 
 
-Change = SetWeight | SetState | SetMaxConnections | AddServer | RemoveServer | Batch
+@dataclass(frozen=True, slots=True)
+class ReplaceConfig:
+    """The configuration file says something else from now on; live values stay in force over it."""
+
+    text: str
+    """As written: placeholders are resolved by the supervisor, never here."""
+
+
+Change = SetWeight | SetState | SetMaxConnections | AddServer | RemoveServer | Batch | ReplaceConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,7 @@ _KINDS: dict[str, type[Any]] = {
     "add_server": AddServer,
     "remove_server": RemoveServer,
     "batch": Batch,
+    "replace_config": ReplaceConfig,
     "health_seen": HealthSeen,
     "ejected": Ejected,
     "resolved": Resolved,
@@ -157,7 +166,7 @@ def from_plain(data: Mapping[str, Any]) -> Any:
 def _is_single(part: Any) -> bool:
     """Batches hold neither batches nor observations: checked before anything is read, so that depth is bounded."""
     kind = part.get("kind") if isinstance(part, Mapping) else None
-    if kind in ("batch", "health_seen", "ejected", "resolved", "row_assigned"):
+    if kind in ("batch", "replace_config", "health_seen", "ejected", "resolved", "row_assigned"):
         raise ValueError(f"a batch cannot hold {kind!r}")
     return True
 
@@ -244,6 +253,10 @@ def _remove_server(model: Model, change: RemoveServer) -> Model:
     return _with_pool(model, replace(pool, servers=tuple(s for s in pool.servers if s is not server)))
 
 
+def _replace_config(model: Model, change: ReplaceConfig) -> Model:
+    raise ChangeRefused(409, "a configuration is read by the supervisor and reaches others as a whole model")
+
+
 def _batch(model: Model, change: Batch) -> Model:
     for part in change.changes:
         model = apply(model, part)
@@ -258,6 +271,7 @@ _APPLY: dict[type[Any], Callable[[Model, Any], Model]] = {
     AddServer: _add_server,
     RemoveServer: _remove_server,
     Batch: _batch,
+    ReplaceConfig: _replace_config,
 }
 
 
@@ -269,6 +283,8 @@ def describe(model: Model, change: Change) -> dict[str, Any]:
             described.append(describe(model, part))
             model = apply(model, part)
         return {"kind": "batch", "changes": described}
+    if isinstance(change, ReplaceConfig):
+        return {"kind": "replace_config"}
     facts: dict[str, Any] = {"kind": kind_of(change), "pool": change.pool}
     if isinstance(change, AddServer):
         return facts | {"server": change.server.address, "before": None, "after": plain.encode(change.server)}

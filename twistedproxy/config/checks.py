@@ -12,6 +12,7 @@ from typing import Any
 from twistedproxy.config import schema, values
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.locate import Path, dotted
+from twistedproxy.config.routing import USES, USES_LATER
 
 Finding = tuple[Path, str]
 Quote = Callable[[Path, str], str]
@@ -28,6 +29,7 @@ def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote:
         _references(document, tree, quote),
         _hosts(document, quote),
         _routes(document),
+        _uses(document),
         _listeners(document, tree, origin, quote),
     )
     return [finding for sort in sorts for finding in itertools.islice(sort, MOST_OF_A_SORT)]
@@ -62,15 +64,20 @@ def _references(document: schema.File, tree: Mapping[str, Any], quote: Quote) ->
             defined = ", ".join(sorted(known)[:20]) or "none"
             yield path, f"there is no pool {quote(path, pool)}.{values.did_you_mean(pool, known)} Pools are: {defined}"
 
-    for site_name, site in document.sites.items():
-        for route_path, route in site.routes.items():
-            path: Path = ("sites", site_name, route_path)
-            is_table = isinstance(_table(tree, "sites", site_name).get(route_path), dict)
-            yield from unknown((*path, "pool") if is_table else path, route.pool)
+    for path, route in _all_routes(document):
+        written = _table(tree, "sites", str(path[1])).get(path[2])
+        if route.pool:
+            yield from unknown((*path, "pool") if isinstance(written, (dict, list)) else path, route.pool)
+        for side in route.split:
+            yield from unknown((*path, "split", side), side)
+        if route.mirror is not None:
+            yield from unknown((*path, "mirror", "pool"), route.mirror.pool)
     for address, listener in document.tcp.items():
-        path = ("tcp", address, "pool")
+        path: Path = ("tcp", address, "pool")
         yield from unknown(path, listener.pool)
         pool = document.pools.get(listener.pool)
+        if pool and pool.sticky is not None:
+            yield path, f"the pool {quote(path, listener.pool)} has sticky, which needs HTTP; for TCP balance by source_ip"
         if pool and pool.balance.startswith("hash:"):
             balance = quote(("pools", listener.pool, "balance"), pool.balance)
             yield (
@@ -78,6 +85,29 @@ def _references(document: schema.File, tree: Mapping[str, Any], quote: Quote) ->
                 f"the pool {quote(path, listener.pool)} balances by {balance}, which needs HTTP; for TCP give it one of "
                 f"{', '.join(values.BALANCE)}, or name another pool",
             )
+
+
+def _all_routes(document: schema.File) -> Iterator[tuple[Path, schema.Route]]:
+    """Rules and routes of all sites, with where they stand."""
+    for site_name, site in document.sites.items():
+        yield from ((("sites", site_name, "rules", i), rule) for i, rule in enumerate(site.rules))
+        yield from ((("sites", site_name, route_path), route) for route_path, route in site.routes.items())
+
+
+def _uses(document: schema.File) -> Iterator[Finding]:
+    """Names in `use` must exist."""
+    named: list[tuple[Path, tuple[str, ...]]] = [(("sites", name, "use"), site.use) for name, site in document.sites.items()]
+    named += [((*path, "use"), route.use or ()) for path, route in _all_routes(document)]
+    known = (*USES, *(f"headers.{name}" for name in document.headers))
+    for path, uses in named:
+        for index, name in enumerate(uses):
+            if name.partition(".")[0] in USES_LATER:
+                yield (*path, index), f"{name} is not supported yet"
+            elif name not in known:
+                yield (*path, index), f"there is no {values.shown(name)} to use.{values.did_you_mean(name, known)} There are {', '.join(known[:20])}"
+    for name, pool in document.pools.items():
+        if pool.sticky is not None and pool.sticky.cookie is None:
+            yield ("pools", name, "sticky"), "needs a cookie here; for a stable hash use balance = " + '"source_ip" or "hash:…"'
 
 
 def _hosts(document: schema.File, quote: Quote) -> Iterator[Finding]:

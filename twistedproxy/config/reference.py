@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from twistedproxy.config import schema
+from twistedproxy.config import routing, schema
 from twistedproxy.config.kinds import Kind, Section, ShortForm
 
 PAGE = "docs/configuration.md"
@@ -34,10 +34,20 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("pools.NAME.keepalive", schema.Keepalive),
     ('[sites."HOST"]', schema.Site),
     ('"/PATH" of a site, table form', schema.Route),
+    ('[[sites."HOST".rules]]: all keys of a route, and', routing.Rule),
+    ("when, of a rule", routing.When),
+    ("respond, of a route", routing.Respond),
+    ("rewrite, of a route", routing.Rewrite),
+    ("headers, of a route; [headers.NAME]", routing.Headers),
+    ("headers.request and headers.response", routing.Edits),
+    ("sticky, of a pool or a split", routing.Sticky),
+    ("mirror, of a route", routing.Mirror),
     ('[tcp."ADDRESS"]', schema.TcpListener),
     ("[logs]", schema.Logs),
     ("logs.access", schema.AccessLog),
     ("logs.events", schema.EventLog),
+    ("[[tests]]", routing.Test),
+    ("tests.expect", routing.Expect),
 )
 
 _TOP = """# The configuration file

@@ -52,9 +52,9 @@ _HEAD, _BODY, _HELD_BACK, _NOTHING = Reading  # a global is found faster than an
 class FrontConnection(Timed):
     """One client's HTTP/1 connection."""
 
-    __slots__ = ("front", "transport", "client", "client_port", "local", "exchange", "reading", "is_gone", "response_deadline",
-                 "_buffer", "_partial", "_body", "_splice", "_requests", "_born", "_rate_since", "_rate_bytes", "_is_paused",
-                 "_is_looping")  # fmt: skip
+    __slots__ = ("front", "transport", "client", "client_port", "exchange", "reading", "is_gone", "response_deadline",
+                 "_announced_local", "_buffer", "_partial", "_body", "_splice", "_requests", "_born", "_rate_since", "_rate_bytes",
+                 "_is_paused", "_is_looping")  # fmt: skip
 
     def __init__(self, front: HttpFront, transport: Transport) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class FrontConnection(Timed):
         self.transport = transport
         self.client = _NOBODY
         self.client_port = 0
-        self.local = ("", 0)
+        self._announced_local: tuple[str, int] | None = None
         self.exchange: Exchange | None = None
         self.reading = _HEAD
         self.is_gone = False
@@ -98,14 +98,20 @@ class FrontConnection(Timed):
     def begin(self, ip: str, port: int, local: tuple[str, int] | None, data: bytes) -> None:
         """Read requests from a client at `ip`; `data` came behind the PROXY header."""
         front, transport = self.front, self.transport
-        self.local = local or transport.local
-        self.client = Client(ip, self.local[1], bool(front.trusted) and front.trusted.contains(ip))
+        self._announced_local = local
+        port_here = local[1] if local is not None else front.port or front.find_port(transport)
+        self.client = Client(ip, port_here, bool(front.trusted) and front.trusted.contains(ip))
         self.client_port = port
         transport.registerProducer(self)
         front.wheel.arm(self, self._born + front.timeouts.request_head_s)
         transport.start(self)
         if data:
             self.dataReceived(data)
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """(IP, port) the client connected to."""
+        return self._announced_local or self.transport.local
 
     # Bytes from the client
 

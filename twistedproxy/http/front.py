@@ -53,6 +53,8 @@ class HttpFront:
         self.min_body_rate = listener.min_body_rate
         self.trusted = Networks(listener.trusted_proxies)
         self.accept_proxy = Networks(listener.accept_proxy)
+        self.port = 0
+        """The port clients connect to; 0 until the first has come, and for a unix socket."""
         self.is_draining = False
         self._on_closed = on_closed
         self._connections: set[FrontConnection] = set()
@@ -75,6 +77,11 @@ class HttpFront:
             ProxyHeaderReader(transport, self.wheel, self.timeouts.preread_s, connection.announced, connection.not_announced)
         else:
             connection.begin(ip, port, None, b"")
+
+    def find_port(self, transport: Transport) -> int:
+        """Ask the first connection rather than the configuration, which may leave the port to the kernel."""
+        self.port = transport.local[1]
+        return self.port
 
     def closed(self, connection: FrontConnection) -> None:
         self._connections.discard(connection)

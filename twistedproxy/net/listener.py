@@ -9,6 +9,7 @@ How it works
 
 from __future__ import annotations
 
+import _socket
 import errno
 import socket
 from collections.abc import Callable
@@ -27,6 +28,8 @@ RETRY_S = 0.25
 FULL_TURNS_TO_GROW = 4
 BACKLOG = 4096
 """More than the kernel queues for one socket."""
+_Socket: type[socket.socket] = _socket.socket  # type: ignore[assignment]  # has every method that is used of the other
+_STREAM = int(socket.SOCK_STREAM)
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _HARD = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP))
 
@@ -40,6 +43,7 @@ class _ListeningSocket:
         self._listener = listener
         self._is_mapped = sock.family == socket.AF_INET6
         self._is_unix = sock.family == socket.AF_UNIX
+        self._family = int(sock.family)
         self._batch = 1
         self._full_turns = 0
 
@@ -52,10 +56,12 @@ class _ListeningSocket:
     def doRead(self) -> None:
         """Accept what waits: one while it is quiet (an accept that finds nothing costs as much as one that does), more in a storm."""
         listener = self._listener
-        accept = self.sock.accept
+        # `socket.accept` without the Python class around the result, whose enums cost more than the system call.
+        accept, family = self.sock._accept, self._family  # type: ignore[attr-defined]
         for _ in range(self._batch):
             try:
-                sock, name = accept()
+                descriptor, name = accept()
+                sock = _Socket(family, _STREAM, 0, descriptor)
             except BlockingIOError:
                 self._batch = 1
                 self._full_turns = 0

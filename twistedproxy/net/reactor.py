@@ -162,15 +162,16 @@ class ProxyReactor(epollreactor.EPollReactor):
         if fd in self._parked:
             self._poller.modify(fd, 0)
 
-    def forget(self, selectable: Any) -> None:
-        """Take it out of epoll altogether, whatever it was waiting for."""
+    def forget(self, selectable: Any, is_closing: bool = False) -> None:
+        """Take it out of epoll altogether, whatever it was waiting for; when it closes its descriptor now, the kernel does that."""
         fd = selectable.fileno()
         if self._selectables.get(fd) is selectable:
             del self._selectables[fd]
             self._reads.discard(fd)
             self._writes.discard(fd)
             self._parked.discard(fd)
-            self._poller.unregister(fd)
+            if not is_closing:
+                self._poller.unregister(fd)
 
     def _add(self, xer: Any, primary: set[int], other: set[int], selectables: dict[int, Any], event: int, antievent: int) -> None:
         fd = xer.fileno()

@@ -139,8 +139,6 @@ class Splice:
         self._on_done = on_done
         source.splice_in = self
         sink.splice_out = self
-        if sink.buffered:
-            self._block()
 
     def __repr__(self) -> str:
         return f"<Splice moved={self.moved} held={self.held} left={self._left} {'active' if self.is_active else 'over'}>"
@@ -152,7 +150,7 @@ class Splice:
 
     def source_readable(self) -> None:
         """The source's `doRead`."""
-        if self.sink.buffered:  # somebody wrote meanwhile: that comes first
+        if self.sink.buffered:  # what was written before comes first; `sink_writable` is called after it
             self._block()
             return
         want = self._quantum

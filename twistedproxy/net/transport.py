@@ -1,5 +1,8 @@
 """One connected stream socket, made so that an exchange costs one `recv` and one `send` and nothing else.
 
+It has over 500 lines and its class over 300 lines because all of it acts on one buffer and one descriptor: a second object for each
+connection would cost memory and a call on every read and write.
+
 How it works
     `write` sends at once; what the kernel refuses is kept in one bytearray and sent when epoll says so. Reading goes on without
     any epoll call between exchanges. It implements Twisted's reader/writer interface on its own: no base class, slots only.
@@ -20,9 +23,6 @@ How it works
 
     *Producers.* One push producer per connection, paused above `HIGH_WATER`, resumed at `LOW_WATER`. Losing the
     connection never calls `stopProducing`: the owner hears `connectionLost` and decides.
-
-The class is longer than others here: what is in it acts on the one buffer and the one descriptor, and a second object for each
-connection would cost memory and a call on every read and write.
 """
 
 from __future__ import annotations
@@ -448,7 +448,7 @@ class Transport(Timed):
         reactor = self.reactor
         forget = getattr(reactor, "forget", None)
         if forget is not None:
-            forget(self)
+            forget(self, True)
         else:
             reactor.removeReader(self)
             reactor.removeWriter(self)
