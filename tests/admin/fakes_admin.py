@@ -113,9 +113,10 @@ class FakeControl:
 
     def snapshot(self) -> Snapshot:
         workers = (WorkerView(0, 4711, "serving", self.revision, 17, 1042, 0.0004), WorkerView(1, 4712, "starting", 0))
+        addresses = {"127.0.0.1:0": "127.0.0.1:8080"}
         return Snapshot(
-            self.model, self.revision, 12.5, "native", workers, self.health, self.ejected, {"127.0.0.1:0": "127.0.0.1:8080"}, self.is_ready
-        )
+            self.model, self.revision, 12.5, "native", workers, self.health, self.ejected, addresses, is_ready=self.is_ready
+        )  # fmt: skip
 
     def statistics(self) -> Mapping[str, Any]:
         return sample_statistics()

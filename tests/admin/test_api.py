@@ -287,7 +287,8 @@ class OverSockets(TestCase):
         def listen() -> Any:
             connection.request("GET", "/api/v1/events", headers={"Authorization": f"Bearer {self.token()}"})
             response = connection.getresponse()
-            response.readline(), response.readline()
+            # When to come back, and what just happened: two frames.
+            self.assertEqual([response.readline() for _ in range(5)][2], b"event: recent\n")
             return response
 
         response = await deferToThread(listen)

@@ -112,40 +112,39 @@ BAD = [
     ("pool", "queue = { sizes = 1 }", "pools.web.queue.sizes", POOL, ["'size'", "timeout"]),
     ("site", "api = 'web'", 'sites."a.example".api', SITE, ["no key", '"/"']),
     ("site", "'/x' = { pol = 'web' }", 'sites."a.example"."/x".pol', SITE, ["'pool'"]),
-    ("site", "'/x' = { strip = true }", 'sites."a.example"."/x"', SITE, ["needs the key 'pool'"]),
+    ("site", "'/x' = { strip = true }", 'sites."a.example"."/x"', SITE, ["needs exactly one of pool, split, redirect, respond"]),
     ("after", "[pool.x]", "pool", AFTER, ["'pools'"]),
     ("after", "[listen]\nhttp = [{ adress = ':80' }]", "listen.http[0].adress", AFTER + 1, ["'address'"]),
     # not built yet
     *(
         ("pool", line, f"pools.web.{line.split()[0]}", POOL, ["not supported yet"])
-        for line in ("sticky = 'cookie:srv'", "tls = true", "discover = 'dns:x'", "http2 = true")
+        for line in ("discover = 'dns:x'", "http2 = true")
     ),
     *(
         ("site", line, f'sites."a.example".{line.split()[0]}', SITE, ["not supported yet"])
-        for line in ("tls = 'auto'", "redirect_http = true", "use = []", "maintenance = false", "rules = []", "maintenance_allow = []")
+        for line in ("cache = '1h'", "auth = 'staff'")
     ),
     *(
         ("site", f"'/x' = {{ {line} }}", f'sites."a.example"."/x".{line.split()[0]}', SITE, ["not supported yet"])
         for line in (
-            "split = { web = 1 }",
-            "sticky = 'cookie:a'",
-            "mirror = { pool = 'web' }",
-            "redirect = '/y'",
-            "respond = { status = 418 }",
-            "rewrite = { match = 'a', to = 'b' }",
             "cache = '1h'",
-            "use = []",
-            "headers = {}",
-            "host = 'x'",
+            "auth = 'staff'",
+            "limits = []",
         )
     ),
     *(
         ("after", line, line.strip("[]").split(".")[0].split()[0], AFTER, ["not supported yet"])
-        for line in ("[certificates]", "[[tests]]", "[udp.':53']", "[limits.public]", "[auth.staff]")
+        for line in ("[udp.':53']", "[limits.public]", "[auth.staff]")
     ),
-    ("after", "[listen]\nhttps = [':443']", "listen.https", AFTER + 1, ["not supported yet"]),
-    ("after", "[tcp.':1']\npool = 'web'\ntls = {}", 'tcp.":1".tls', AFTER + 2, ["not supported yet"]),
-    ("after", "[tcp.':1']\nsni = { a = 'web' }", 'tcp.":1".sni', AFTER + 1, ["not supported yet"]),
+    ("after", "[listen]\nhttps = [':443']", "listen.https", AFTER + 1, ["no site has tls"]),
+    ("site", "redirect_http = true", 'sites."a.example".redirect_http', SITE, ["no tls to send clients to"]),
+    ("site", "tls = 'atuo'", 'sites."a.example".tls', SITE, ["'auto'"]),
+    ("site", "tls = { cert = 'a.pem' }", 'sites."a.example".tls', SITE, ["both cert and key"]),
+    ("pool", "tls = { cert = 'a.pem' }", "pools.web.tls", POOL, ["cert without key"]),
+    ("pool", "tls = { ca = 'none.pem' }", "pools.web.tls.ca", POOL, ["none.pem", "cannot be read: no such file"]),
+    ("after", "[tcp.':1']\nallow = []", 'tcp.":1"', AFTER, ["'pool'", "sni"]),
+    ("after", "[tcp.':1']\npool = 'web'\nlimits = {}", 'tcp.":1".limits', AFTER + 2, ["not supported yet"]),
+    ("after", "[tcp.':1']\nsni = { a = 'wep' }", 'tcp.":1".sni.a', AFTER + 1, ["no pool", "'web'"]),
     # values
     ("pool", "max_connections = 0", "pools.web.max_connections", POOL, ["1 to 1000000"]),
     ("pool", "max_connections = 'none'", "pools.web.max_connections", POOL, ["whole number"]),
@@ -417,7 +416,7 @@ class ProblemTests(SynchronousTestCase):
             queue = { size = -1 }
             [pools.empty]
             [sites."a.example"]
-            tls = "auto"
+            http2 = true
             "/" = "wep"
             "/x" = { pool = "web", timeouts = { connect = 5 } }
             [tcp.":80"]
@@ -430,7 +429,7 @@ class ProblemTests(SynchronousTestCase):
             [(p.line, p.path) for p in problems_of(text)],
             [
                 (2, "pools.web.servers[1]"), (3, "pools.web.balanec"), (4, "pools.web.queue.size"), (5, "pools.empty"),
-                (7, 'sites."a.example".tls'), (8, 'sites."a.example"."/"'), (9, 'sites."a.example"."/x".timeouts.connect'),
+                (7, 'sites."a.example".http2'), (8, 'sites."a.example"."/"'), (9, 'sites."a.example"."/x".timeouts.connect'),
                 (10, 'tcp.":80"'), (12, 'tcp.":80".mode'), (14, "workers.count"),
             ],
         )  # fmt: skip

@@ -34,7 +34,7 @@ class ReferenceTests(SynchronousTestCase):
         page = reference.reference_markdown()
         self.assertIn('| `connect` | duration | `"3s"` | A connection to a server is made. | new connections |', page)
         self.assertIn("| `pool` | name | **required** |", page)
-        self.assertIn("Not supported yet: `sticky`, `tls`", page)
+        self.assertIn("Not supported yet: `discover`", page)
         self.assertIn('`"combined" \\| "json"`'.replace("`", ""), page)
 
     def test_no_line_breaks_its_table(self):

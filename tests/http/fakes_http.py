@@ -16,8 +16,10 @@ from twistedproxy.http.destination import Destination
 from twistedproxy.http.front import HttpFront
 from twistedproxy.http.head import Limits, parse_request, parse_response
 from twistedproxy.http.routes import Router
+from twistedproxy.net.connector import Attempt
 from twistedproxy.net.listener import Listener
 from twistedproxy.net.splice import PIPES
+from twistedproxy.net.transport import Transport
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool as RunningPool
 
@@ -401,7 +403,7 @@ class Bed:
             self.until(lambda: self._hang_up() or not any(f.open for f in self.fronts), "all client connections to be closed")
             self.until(lambda: not any(s.active for p in self.pools for s in p.servers), "all leases to be released")
             self.until(lambda: not any(s.idle for p in self.pools for s in p.servers), "all idle connections to be gone")
-            self.until(lambda: not self.open_transports(), "all transports to be closed")
+            self.until(lambda: not self.open_transports(), "all transports to be closed and no connection to be attempted")
             self.until(lambda: not any(p.waiting for p in self.pools), "the queues to be empty")
             assert all(p._budget._now == 0 for p in self.pools), "a retry was not given back"
             assert PIPES.lent == self.pipes_lent, f"{PIPES.lent - self.pipes_lent} pipes are still lent"
@@ -419,7 +421,7 @@ class Bed:
             origin.stop()
 
     def open_transports(self):
-        return [s for s in self.loop.reactor._selectables.values() if hasattr(s, "buffered")]
+        return [s for s in self.loop.reactor._selectables.values() if isinstance(s, (Transport, Attempt))]
 
 
 # What tests say often

@@ -331,7 +331,7 @@ class BodyTests(Case):
         client.send(f.get(b"/smuggled"))
         client.ends()
         self.assertEqual(client.rest, b"")
-        self.assertEqual(self.bed.origins[0].count, 1)
+        self.assertEqual((self.bed.origins[0].count, self.bed.idle), (1, 0), "the server's connection is owed a body")
         server.breaks()
         self.assertNotIn(b"smuggled", bytes(server.received))
 

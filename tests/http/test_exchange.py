@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Queue, Timeouts
+from twistedproxy.http import exchange
 from twistedproxy.http.exchange import TRANSITIONS, State
 from twistedproxy.net.transport import HIGH_WATER
 
@@ -186,6 +188,16 @@ class BackpressureTests(Case):
 
     def test_BF_03_a_slow_server_stops_the_client_whose_body_had_waited_in_the_queue(self) -> None:
         f = self.fakes
+        original = exchange.connect
+
+        def connect(reactor: Any, wheel: Any, endpoint: Any, timeout_s: float, on_connected: Any, *more: Any) -> Any:
+            def with_a_small_buffer(transport: Any) -> None:
+                transport.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                on_connected(transport)
+
+            return original(reactor, wheel, endpoint, timeout_s, with_a_small_buffer, *more)
+
+        self.patch(exchange, "connect", connect)
         origin = self.bed.proxy(self.bed.origin(receive_buffer=4096), pool={"max_connections": 1})
         first = self.bed.client(f.get())
         server = origin.accept()
@@ -200,9 +212,23 @@ class BackpressureTests(Case):
         first.response()
         second = origin.accept()
         client.send_what_fits(body)
-        exchange = next(c.exchange for c in self.bed.front._connections if c.exchange is not None)
-        self.assertLess(exchange._upstream.transport.buffered, 3 * HIGH_WATER)
+        (upload,) = [c.exchange for c in self.bed.front._connections if c.exchange is not None]
+        self.assertLess(upload._upstream.transport.buffered, 4 * HIGH_WATER)
         self.assertEqual(second.head().method, b"POST")
+
+    def test_DO_02_a_slow_server_does_not_make_its_client_a_slow_one(self) -> None:
+        f = self.fakes
+        data = f.post(bytes(20 * MB))
+        client, server = self.bed.start(data[:200], min_body_rate=1_000_000_000.0)
+        sent = 200 + client.send_what_fits(data[200:])
+        self.bed.travel(15)
+        server.head()
+        while sent < len(data):
+            sent += client.send_what_fits(data[sent : sent + MB])
+            server.pump()
+        server.take(20 * MB)
+        server.send(f.answer(b"ok"))
+        self.assertEqual(client.response().status, 200)
 
     def test_BF_03_a_server_that_takes_nothing_is_504(self) -> None:
         f = self.fakes

@@ -17,13 +17,10 @@ from twistedproxy.http.h1 import (
     ChunkedReader,
     chunk,
     last_chunk,
-    request_body_length,
-    response_body_length,
     response_head,
     status_line,
 )
-from twistedproxy.http.head import Limits, parse_request, parse_response
-from twistedproxy.http.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, LocalResponse
+from twistedproxy.http.messages import LocalResponse
 
 VECTORS = tomllib.loads((Path(__file__).parent.parent / "vectors" / "chunked.toml").read_text("utf-8"))["vector"]
 
@@ -125,41 +122,6 @@ class ChunkedTests(SynchronousTestCase):
         """No data is no chunk; only last_chunk ends a body."""
         self.assertEqual(chunk(b""), b"")
         self.assertEqual(last_chunk(()), b"0\r\n\r\n")
-
-
-class LengthTests(SynchronousTestCase):
-    """RFC 9112 6.3, one function per direction."""
-
-    def request(self, fields: bytes) -> int:
-        head = parse_request(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n", Limits())
-        assert head is not None
-        return request_body_length(head)
-
-    def response(self, status: int, fields: bytes, method: bytes = b"GET") -> int:
-        head = parse_response(b"HTTP/1.1 %d X\r\n" % status + fields + b"\r\n")
-        assert head is not None
-        return response_body_length(head, method)
-
-    def test_SM_17_requests(self) -> None:
-        """A request has the body its fields say, none without them."""
-        self.assertEqual(self.request(b""), NO_BODY)
-        self.assertEqual(self.request(b"Content-Length: 0\r\n"), NO_BODY)
-        self.assertEqual(self.request(b"Content-Length: 7\r\n"), 7)
-        self.assertEqual(self.request(b"Transfer-Encoding: chunked\r\n"), CHUNKED)
-
-    def test_F8c_responses_without_body(self) -> None:
-        """The answer to HEAD, and 1xx, 204, 304, end with their head whatever they declare."""
-        for fields in (b"", b"Content-Length: 7\r\n", b"Transfer-Encoding: chunked\r\n"):
-            for status in (100, 101, 103, 204, 304):
-                self.assertEqual(self.response(status, fields), NO_BODY)
-            self.assertEqual(self.response(200, fields, b"HEAD"), NO_BODY)
-
-    def test_SM_18_responses(self) -> None:
-        """Otherwise chunked, a length, or until the server closes."""
-        self.assertEqual(self.response(200, b"Transfer-Encoding: chunked\r\n"), CHUNKED)
-        self.assertEqual(self.response(200, b"Content-Length: 7\r\n"), 7)
-        self.assertEqual(self.response(200, b"Content-Length: 0\r\n"), NO_BODY)
-        self.assertEqual(self.response(500, b""), UNTIL_CLOSE)
 
 
 class WriterTests(SynchronousTestCase):

@@ -20,7 +20,8 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from twistedproxy.errors import BadHead, BadResponse, HeadTooLarge
 from twistedproxy.http import _pure, head
-from twistedproxy.http.messages import Kind
+from twistedproxy.http.kinds import KNOWN
+from twistedproxy.http.messages import CHUNKED, NO_BODY, UNTIL_CLOSE, Kind
 
 try:
     from twistedproxy.http import _head
@@ -331,6 +332,46 @@ class WriteTests(SynchronousTestCase):
         self.assertGreater(written, 300)
 
 
+class LengthTests(SynchronousTestCase):
+    """RFC 9112 6.3: each head says how long its body is."""
+
+    def request(self, fields: bytes) -> int:
+        found = {
+            codec(n).parse_request(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n", codec(n).Limits()).body_length for n in CODECS
+        }
+        self.assertEqual(len(found), 1)
+        length: int = found.pop()
+        return length
+
+    def response(self, status: int, fields: bytes, method: bytes = b"GET") -> int:
+        data = b"HTTP/1.1 %d X\r\n" % status + fields + b"\r\n"
+        found = {codec(n).parse_response(data).body_length_for(method) for n in CODECS}
+        self.assertEqual(len(found), 1)
+        length: int = found.pop()
+        return length
+
+    def test_SM_17_requests(self) -> None:
+        """A request has the body its fields say, none without them."""
+        self.assertEqual(self.request(b""), NO_BODY)
+        self.assertEqual(self.request(b"Content-Length: 0\r\n"), NO_BODY)
+        self.assertEqual(self.request(b"Content-Length: 7\r\n"), 7)
+        self.assertEqual(self.request(b"Transfer-Encoding: chunked\r\n"), CHUNKED)
+
+    def test_F8c_responses_without_body(self) -> None:
+        """The answer to HEAD, and 1xx, 204, 304, end with their head whatever they declare."""
+        for fields in (b"", b"Content-Length: 7\r\n", b"Transfer-Encoding: chunked\r\n"):
+            for status in (100, 101, 103, 204, 304):
+                self.assertEqual(self.response(status, fields), NO_BODY)
+            self.assertEqual(self.response(200, fields, b"HEAD"), NO_BODY)
+
+    def test_SM_18_responses(self) -> None:
+        """Otherwise chunked, a length, or until the server closes."""
+        self.assertEqual(self.response(200, b"Transfer-Encoding: chunked\r\n"), CHUNKED)
+        self.assertEqual(self.response(200, b"Content-Length: 7\r\n"), 7)
+        self.assertEqual(self.response(200, b"Content-Length: 0\r\n"), NO_BODY)
+        self.assertEqual(self.response(500, b""), UNTIL_CLOSE)
+
+
 class CodecTests(SynchronousTestCase):
     """Two codecs, one behaviour."""
 
@@ -362,7 +403,7 @@ class CodecTests(SynchronousTestCase):
     def test_codecs_agree_on_names(self) -> None:
         """Each known name, and names near it, has the same kind in both."""
         native = codec("native")
-        names = set(_pure.KNOWN) | {
+        names = set(KNOWN) | {
             b"x-revproxy",
             b"x-client-cert-x",
             b"x-internal-",

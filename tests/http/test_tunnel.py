@@ -10,8 +10,10 @@ from twistedproxy.config.model import Timeouts
 from twistedproxy.errors import Drained
 
 UPGRADE = (b"Connection: keep-alive, Upgrade", b"Upgrade: WebSocket", b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+PROOF = b"ICX+Yqv66kxgM0FcWaLWlFLwTAI="
 SWITCH = (
-    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\nKeep-Alive: 5\r\n\r\n"
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Accept: %b\r\nKeep-Alive: 5\r\n\r\n" % PROOF
 )
 
 
@@ -28,7 +30,7 @@ class TunnelTests(SynchronousTestCase):
         server.send(SWITCH + first)
         head = client.head()
         self.assertEqual((head.status, head.get(b"Connection"), head.get(b"Upgrade")), (101, b"Upgrade", b"websocket"))
-        self.assertEqual((head.get(b"Sec-WebSocket-Accept"), head.get(b"Keep-Alive")), (b"x", None))
+        self.assertEqual((head.get(b"Sec-WebSocket-Accept"), head.get(b"Keep-Alive")), (PROOF, None))
         return client, server
 
     def done(self, cause: str = "ok") -> Any:
@@ -36,6 +38,12 @@ class TunnelTests(SynchronousTestCase):
         self.assertEqual((line.status, line.cause.value), (101, cause))
         self.assertEqual(self.bed.leases, 0)
         return line
+
+    def test_UP_02_a_server_that_cannot_prove_that_it_speaks_websocket_is_refused(self) -> None:
+        client, server = self.bed.start(self.fakes.get(b"/chat", *UPGRADE))
+        server.request()
+        server.send(SWITCH.replace(PROOF, b"AAAAAAAAAAAAAAAAAAAAAAAAAAA="))
+        self.assertEqual(client.response().status, 502)
 
     def test_bytes_pass_both_ways_and_are_counted(self) -> None:
         client, server = self.tunnel()

@@ -35,8 +35,8 @@ class ReuseTests(Case):
             with self.subTest(surplus=surplus):
                 client, server, response = self.once(self.fakes.answer(b"ok") + surplus)
                 self.assertEqual(response.body, b"ok")
-                server.breaks()
                 self.assertEqual(self.bed.idle, 0)
+                server.breaks()
                 client.send(self.fakes.get())
                 self.bed.origins[-1].accept().send(self.fakes.answer(b"fresh"))
                 self.assertEqual(client.response().body, b"fresh")
@@ -46,8 +46,8 @@ class ReuseTests(Case):
         f = self.fakes
         _, server, response = self.once(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + f.chunked(b"ok") + f.answer(b"poison"))
         self.assertEqual(response.body, b"ok")
-        server.breaks()
         self.assertEqual(self.bed.idle, 0)
+        server.breaks()
 
     def test_SM_18_surplus_in_a_later_segment_closes_the_idle_connection(self) -> None:
         client, server = self.warm()
@@ -65,8 +65,8 @@ class ReuseTests(Case):
         client.through(b"ab")
         server.send(b"cdHTTP/1.1 200 OK\r\n\r\n")
         self.assertEqual(client.take(2), b"cd")
-        server.breaks()
         self.assertEqual((client.rest, self.bed.idle), (b"", 0))
+        server.breaks()
 
     def test_SM_18_a_body_behind_204_304_or_an_answer_to_HEAD_is_not_taken_for_the_next_answer(self) -> None:
         f = self.fakes
@@ -75,8 +75,8 @@ class ReuseTests(Case):
                 request = f.get().replace(b"GET", method)
                 client, server, response = self.once(f.answer(b"poison", status=status), request, method)
                 self.assertEqual((response.body, response.status), (b"", int(status[:3])))
-                server.breaks()
                 self.assertEqual(self.bed.idle, 0)
+                server.breaks()
                 self.assertTrue(client.is_silent())
                 client.close()
 
@@ -101,8 +101,8 @@ class ReuseTests(Case):
         for reply in (self.fakes.answer(b"ok", b"Connection: close"), self.fakes.answer(b"ok", version=b"1.0")):
             client, server, response = self.once(reply)
             self.assertIsNone(response.get(b"Connection"), "the client's connection has nothing to do with it")
-            server.ends()
             self.assertEqual(self.bed.idle, 0)
+            server.ends()
             client.close()
 
     def test_an_idle_connection_is_closed_before_the_server_would(self) -> None:
@@ -110,8 +110,8 @@ class ReuseTests(Case):
         self.bed.travel(3.5)
         self.assertEqual(self.bed.idle, 1)
         self.bed.travel(0.8)
-        server.ends()
         self.assertEqual(self.bed.idle, 0)
+        server.ends()
 
     def test_keep_alive_timeout_of_the_server_shortens_that(self) -> None:
         _, server, _ = self.once(self.fakes.answer(b"ok", b"Keep-Alive: max=5, timeout=3"))
@@ -122,8 +122,8 @@ class ReuseTests(Case):
 
     def test_keep_alive_timeout_of_one_second_means_no_reuse(self) -> None:
         _, server, _ = self.once(self.fakes.answer(b"ok", b"Keep-Alive: timeout=1"))
-        server.ends()
         self.assertEqual(self.bed.idle, 0)
+        server.ends()
 
     def test_more_idle_connections_than_configured_are_closed(self) -> None:
         f = self.fakes
@@ -159,8 +159,8 @@ class ReuseTests(Case):
         server.request()
         server.send(f.answer(b"ok"))
         self.assertEqual(client.response().body, b"ok")
-        server.ends()
         self.assertEqual(self.bed.idle, 0)
+        server.ends()
 
     def test_an_upload_on_a_reused_connection_may_take_longer_than_that_connection_could_be_idle(self) -> None:
         f = self.fakes
@@ -229,14 +229,16 @@ class InterimTests(Case):
         client.ends()
 
     def test_a_reused_connection_that_dies_after_a_1xx_is_not_tried_again(self) -> None:
-        client, server = self.warm()
-        client.send(self.fakes.get())
-        server.request()
-        server.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
-        self.assertEqual(client.response().status, 103)
-        server.reset()
-        self.assertEqual(client.response().status, 502)
-        self.assertEqual(self.bed.origins[0].count, 1)
+        for how in ("close", "reset"):
+            client, server = self.warm()
+            client.send(self.fakes.get())
+            server.request()
+            server.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            self.assertEqual(client.response().status, 103)
+            getattr(server, how)()
+            self.assertEqual(client.response().status, 502)
+            self.assertEqual(self.bed.origins[-1].count, 1)
+            client.close()
 
 
 class BrokenAnswerTests(Case):

@@ -16,7 +16,7 @@ from typing import Any
 from stage import DEFAULT_PROXY, OK, Broken, Inside, Origin, Outside, Peer, Stage, without_ours
 
 CASES = Path(__file__).with_name("cases")
-_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[nrt0\\e]|\n)|\n")
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[nrt0\\e]|\n|\Z)|\n")
 _SIMPLE = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\", "e": b"\x1b"}
 _REPEAT = re.compile(rb"\{([^{}]{1,60})\*(\d+)\}")
 
@@ -28,7 +28,7 @@ def text(written: str) -> bytes:
         what = match[1]
         if what is None:
             return "\r\n"
-        if what == "\n":
+        if what in ("\n", ""):
             return ""
         return chr(int(what[1:], 16)) if what[0] == "x" else _SIMPLE[what].decode()
 
@@ -212,7 +212,7 @@ def _play_once(stage: Stage, origin: Origin, probe: Probe, pieces: list[bytes], 
         stage.until(
             lambda: all(c.pump() or c.is_over for c in origin.connections if c.rest), f"{where}: the unfinished request to be broken off"
         )
-        origin.connections = [c for c in origin.connections if not c.is_over]
+        origin.forget_ended()
     elif not probe.pooled and not probe.server_closes:
         stage.until(
             lambda: any(c.pump() or c.is_over for c in origin.connections), f"{where}: the server's connection to be closed, not pooled"
@@ -220,7 +220,7 @@ def _play_once(stage: Stage, origin: Origin, probe: Probe, pieces: list[bytes], 
     stage.canary()
     if probe.pooled and not probe.partial and len(origin.connections) != used:
         raise Broken(f"{where}: the pooled connection was not used again")
-    origin.connections = [c for c in origin.connections if not c.is_over]
+    origin.forget_ended()
     _judge_server(stage, origin, probe, where)
 
 
@@ -303,9 +303,15 @@ class Player:
         self.peers: dict[str, Peer] = {}
 
     def play(self, line: str) -> None:
+        line = line.replace("{port}", str(self.stage.port))
         who, _, rest = line.partition(" ")
-        rest = rest.strip()
-        if who == "proxy":
+        rest = rest.lstrip(" ")
+        if who == "again":
+            count, _, steps = rest.partition(" ")
+            for _ in range(int(count)):
+                for step in steps.split(";"):
+                    self.play(step.strip())
+        elif who == "proxy":
             self._proxy(rest)
         elif who in self.stage.origins or "/" in who:
             self._server(who, rest)
@@ -354,12 +360,25 @@ class Player:
             origin.listen()
         elif rest == "accepts":
             origin.accept()
+        elif rest == "answers by itself":
+            origin.answer = OK
+        elif rest == "forgets":
+            origin.seen.clear()
+        elif rest.startswith("saw "):
+            least, most = map(int, rest.removeprefix("saw ").split(" to "))
+            if not least <= len(origin.seen) <= most:
+                raise Broken(f"server {name} saw {len(origin.seen)} requests, expected {least} to {most}")
         elif rest == "sees nobody":
             self.stage.until_quiet()
             known = -1 if origin.current is None else origin.connections.index(origin.current)
             if len(origin.connections) > known + 1 or (origin.current is not None and self._pumped(origin.current).rest):
                 raise Broken(f"O1: server {name} was asked: {origin.leftovers()!r}")
+        elif rest == "skips the rest":
+            for peer in origin.connections:
+                self._pumped(peer).at = len(peer.received)
         elif rest.startswith("is asked"):
+            if number:
+                origin.current = origin.connections[int(number) - 1]
             self._is_asked(origin, rest)
         else:
             peer = origin.connections[int(number) - 1] if number else origin.current
@@ -388,8 +407,6 @@ class Player:
             raise Broken(f"O1: asked {head!r}, expected {start!r}")
         if body is not None and got != text(body):
             raise Broken(f"O1: the body is {got[:200]!r}, expected {text(body)[:200]!r}")
-        if how == "again" and len(origin.connections) != origin.connections.index(origin.current) + 1:
-            raise Broken("a new connection was made, too")
 
     # Clients
 
@@ -446,6 +463,13 @@ class Player:
             peer.until(lambda: peer.is_over, "a reset")
             if not peer.is_reset:
                 raise Broken("the connection was closed in order, as if all was well")
+        elif rest == "hears the end and nothing else":
+            peer.until(lambda: peer.is_over, "the end of the connection")
+            if peer.rest:
+                raise Broken(f"before the end there was {peer.rest[:300]!r}")
+        elif rest == "is gone after whatever":
+            peer.until(lambda: peer.is_over, "the end of the connection")
+            peer.at = len(peer.received)
         elif rest == "is gone":
             peer.until(lambda: peer.is_over, "the end of the connection")
         elif rest == "hears nothing":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import re
 import socket
 import struct
@@ -280,6 +281,12 @@ class Origin:
         self.current = self.connections[count]
         return self.current
 
+    def forget_ended(self) -> None:
+        for peer in self.connections:
+            if peer.is_over:
+                peer.close()
+        self.connections = [peer for peer in self.connections if not peer.is_over]
+
     def leftovers(self) -> bytes:
         """What arrived and nobody expected."""
         self.pump()
@@ -394,6 +401,20 @@ class Stage:
         raise NotImplementedError
 
 
+def black_hole() -> list[socket.socket]:
+    """A listening socket (the first) whose queue is full, so that the kernel answers no further SYN."""
+    listening = socket.socket()
+    listening.bind((HOST, 0))
+    listening.listen(0)
+    held = [listening]
+    for _ in range(4):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(listening.getsockname())
+        held.append(sock)
+    return held
+
+
 class Log:
     """An access log that keeps (status, cause/phase) of every line."""
 
@@ -414,6 +435,16 @@ class Log:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class _NoChance(random.Random):
+    """Round robin begins with the first server."""
+
+    def random(self) -> float:
+        return 0.0
+
+    def randrange(self, *bounds: int) -> int:  # type: ignore[override]
+        return 0
 
 
 class _Reports:
@@ -452,6 +483,7 @@ class Inside(Stage):
         self.lag = 0.0
         self.failures: list[str] = []
         globalLogPublisher.addObserver(self._saw)
+        self._hole: list[socket.socket] = []
         self._fds = len(os.listdir("/proc/self/fd"))
         self._pipes = PIPES.lent
         self.origins = {name: Origin(self, name, (receive_buffers or {}).get(name, 0)) for name in servers}
@@ -465,6 +497,9 @@ class Inside(Stage):
         text += proxy.replace("SERVERS", names)
         for name, origin in self.origins.items():
             text = text.replace("{%s}" % name, origin.address)
+        if "{hole}" in text:
+            self._hole = black_hole()
+            text = text.replace("{hole}", "{}:{}".format(*self._hole[0].getsockname()))
         self.reactor: Any = ProxyReactor()
         self.reactor.seconds = self.seconds
         self.model = parse(text, base_dir="/tmp", state_dir_default="/tmp", has_ipv6=False)
@@ -473,6 +508,7 @@ class Inside(Stage):
         self.ejected: list[str] = []
         self.is_finished = False
         self.worker = Worker(self.reactor, _Reports(self), finished=self._finished)
+        self.worker._random = _NoChance()
         self.worker.configure(self.model, 1)
         self.log = self.worker._access_log = Log()  # type: ignore[assignment]
         for place in self.worker.places.values():
@@ -591,6 +627,8 @@ class Inside(Stage):
             peer.close()
         for origin in self.origins.values():
             origin.close()
+        for sock in self._hole:
+            sock.close()
         for selectable in self.reactor.removeAll():
             sock = getattr(selectable, "sock", None)
             if sock is not None:

@@ -43,6 +43,24 @@ class World:
         return []
 
 
+class Columns:
+    def __init__(self, cleared: list[int]) -> None:
+        self.cleared = cleared
+        self.taken: set[int] = set()
+
+    def take_slot(self) -> int:
+        slot = min(set(range(100)) - self.taken)
+        self.taken.add(slot)
+        return slot
+
+    def free_slot(self, slot: int) -> None:
+        self.taken.remove(slot)
+
+    def clear_slot(self, slot: int) -> None:
+        assert slot in self.taken
+        self.cleared.append(slot)
+
+
 @pytest.mark.usefixtures("bench")
 class FleetTests(TestCase):
     bench: Any
@@ -63,7 +81,7 @@ class FleetTests(TestCase):
             self.world,
             command=self.bench.command,
             scoreboard_fd=self.board,
-            zero_column=self.zeroed.append,
+            columns=Columns(self.zeroed),
             on_change=lambda worker: None,
             on_failures=self.failures.extend,
         )

@@ -32,7 +32,7 @@ HOST = "127.0.0.1"
 PACKAGES = {
     "nginx": "nginx-light", "haproxy": "haproxy", "postgres": "postgresql", "initdb": "postgresql", "pgbench": "postgresql",
     "psql": "postgresql-client", "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server", "mariadb": "mariadb-client",
-    "redis-server": "redis-server", "curl": "curl", "wrk": "wrk", "h2load": "nghttp2-client",
+    "redis-server": "redis-server", "curl": "curl", "chromium": "chromium", "wrk": "wrk", "h2load": "nghttp2-client",
 }  # fmt: skip
 T = TypeVar("T")
 

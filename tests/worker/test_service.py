@@ -71,6 +71,10 @@ class Front:
 
 class HttpFront(Front):
     made: list[Front] = []
+    is_crowded = False
+
+    def mind_crowding(self, is_crowded: bool) -> None:
+        self.is_crowded = is_crowded
 
     def cut_requests(self) -> None:
         self.cut()

@@ -1,7 +1,8 @@
 """The event stream: what happens in the proxy, as server-sent events, to readers who may be slow.
 
 Each second's statistics are completed with the figures an operator looks at (`live`); the last five minutes of them come first,
-so that whoever begins to look sees what just happened. A reader that keeps up gets everything. For one that does not, statistics are left out (the next second brings new ones) and
+so that whoever begins to look sees what just happened.
+A reader that keeps up gets everything. For one that does not, statistics are left out (the next second brings new ones) and
 at most `MAX_WAITING` other events are kept; then its connection is closed, and it sees what it missed by asking again.
 """
 

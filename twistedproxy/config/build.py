@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from twistedproxy.config import schema, values
-from twistedproxy.config.checks import DEFAULT_HTTP
+from twistedproxy.config import schema, tls_values, values
+from twistedproxy.config.checks import DEFAULT_HTTP, DEFAULT_HTTPS
 from twistedproxy.config.cpus import usable_cpus
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.model import (
@@ -40,6 +40,7 @@ from twistedproxy.config.model import (
     When,
 )
 from twistedproxy.config.routing import Edits, uses_of
+from twistedproxy.config.routing import Mirror as MirrorDeclared
 from twistedproxy.config.routing import When as WhenDeclared
 
 
@@ -51,17 +52,22 @@ def build(document: schema.File, origin: Origin, config_file: str, state_dir: st
     if http is None and document.sites:
         address = values.parse_listen(DEFAULT_HTTP, origin.base_dir, origin.has_ipv6)
         http = (schema.HttpListener.model_validate({"address": address}, context=origin),)
+    https = document.listen.https
+    if https is None and any(site.tls for site in document.sites.values()):
+        address = values.parse_listen(DEFAULT_HTTPS, origin.base_dir, origin.has_ipv6)
+        https = (schema.HttpListener.model_validate({"address": address}, context=origin),)
     return Model(
         state_dir=state_dir,
         config_file=config_file,
         workers=document.workers.count or usable_cpus(),
         admin=_admin(document.admin, state_dir),
         timeouts=timeouts,
-        http=tuple(map(_http_listener, http or ())),
+        http=(*map(_http_listener, http or ()), *(replace(_http_listener(item), is_tls=True) for item in https or ())),
         tcp=tuple(_tcp_listener(address, listener, timeouts, origin) for address, listener in document.tcp.items()),
         pools={name: _pool(name, pool) for name, pool in document.pools.items()},
         sites={name: _site(name, site, timeouts, document.headers) for name, site in document.sites.items()},
         logs=_logs(document.logs),
+        certificates=tls_values.certificates(document.certificates),
         tests=tuple(map(_test, document.tests)),
     )
 
@@ -105,13 +111,15 @@ def _http_listener(declared: schema.HttpListener) -> HttpListener:
 def _tcp_listener(address: str, declared: schema.TcpListener, timeouts: Timeouts, origin: Origin) -> TcpListener:
     return TcpListener(
         address=values.parse_listen(address, origin.base_dir, origin.has_ipv6),
-        pool=declared.pool,
+        pool=declared.pool or "",
         mode=declared.mode,
         allow=declared.allow,
         deny=declared.deny,
         accept_proxy=declared.accept_proxy,
         max_connections=declared.max_connections,
         timeouts=_timeouts(timeouts, declared.timeouts),
+        tls=tls_values.listener_tls(declared.tls),
+        sni=tuple(declared.sni.items()),
     )
 
 
@@ -128,6 +136,7 @@ def _pool(name: str, declared: schema.Pool) -> Pool:
         queue=Queue(declared.queue.size, declared.queue.timeout),
         keepalive=Keepalive(declared.keepalive.idle, declared.keepalive.size),
         send_proxy=int(declared.send_proxy[1:]) if declared.send_proxy else 0,
+        tls=tls_values.server_tls(declared.tls),
         max_connections=declared.max_connections,
         sticky=_sticky(declared.sticky),
     )
@@ -160,6 +169,8 @@ def _site(name: str, declared: schema.Site, timeouts: Timeouts, presets: Mapping
         routes=tuple(route(values.parse_route_path(path), said) for path, said in declared.routes.items()),
         via=declared.via,
         rules=tuple(replace(route(f"rules[{i}]", rule), when=_when(rule.when)) for i, rule in enumerate(declared.rules)),
+        tls=tls_values.site_tls(declared.tls),
+        redirect_http=bool(declared.tls) if declared.redirect_http is None else declared.redirect_http,
         maintenance=declared.maintenance,
         maintenance_allow=declared.maintenance_allow,
     )
@@ -176,7 +187,7 @@ def _route(path: str, declared: schema.Route, site: schema.Site, timeouts: Timeo
         split=tuple(Side(pool, weight) for pool, weight in declared.split.items()),
         sticky=_sticky(declared.sticky),
         redirect=declared.redirect,
-        status=declared.status,
+        status=declared.status or 308,
         respond=Respond(answer.status, answer.body, answer.content_type) if answer else None,
         rewrite=Rewrite(rewrite.match, rewrite.to) if rewrite else None,
         host=declared.host,
@@ -184,8 +195,13 @@ def _route(path: str, declared: schema.Route, site: schema.Site, timeouts: Timeo
         response=_edits(declared.headers.response),
         use=tuple(_use(name, presets) for name in uses_of(site, declared)),
         retry=_retry(declared.retry) if declared.retry else None,
-        mirror=Mirror(mirror.pool, mirror.percent, mirror.compare, mirror.methods, tuple(h.lower() for h in mirror.headers)) if mirror else None,
+        mirror=_mirror(mirror) if mirror else None,
     )
+
+
+def _mirror(declared: MirrorDeclared) -> Mirror:
+    headers = tuple(name.lower() for name in declared.headers)
+    return Mirror(declared.pool, declared.percent, declared.compare, declared.methods, headers)
 
 
 def _use(name: str, presets: Mapping[str, schema.Headers]) -> Use:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from twistedproxy.config import plain
@@ -115,7 +115,25 @@ class RowAssigned:
     row: int
 
 
-Observation = HealthSeen | Ejected | Resolved | RowAssigned
+@dataclass(frozen=True, slots=True)
+class CertificateRead:
+    """What is in the files of a certificate and its key, as PEM; of authorities: `key` and `key_pem` are empty. Never shown."""
+
+    cert: str
+    key: str
+    chain_pem: str = field(repr=False)
+    key_pem: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ChallengeSet:
+    """What an authority wants to read at ``/.well-known/acme-challenge/TOKEN`` (RFC 8555 8.3); "" when it has read it."""
+
+    token: str
+    answer: str
+
+
+Observation = HealthSeen | Ejected | Resolved | RowAssigned | CertificateRead | ChallengeSet
 
 _KINDS: dict[str, type[Any]] = {
     "set_weight": SetWeight,
@@ -129,6 +147,8 @@ _KINDS: dict[str, type[Any]] = {
     "ejected": Ejected,
     "resolved": Resolved,
     "row_assigned": RowAssigned,
+    "certificate_read": CertificateRead,
+    "challenge_set": ChallengeSet,
 }
 _NAMES = {cls: kind for kind, cls in _KINDS.items()}
 
@@ -166,7 +186,7 @@ def from_plain(data: Mapping[str, Any]) -> Any:
 def _is_single(part: Any) -> bool:
     """Batches hold neither batches nor observations: checked before anything is read, so that depth is bounded."""
     kind = part.get("kind") if isinstance(part, Mapping) else None
-    if kind in ("batch", "replace_config", "health_seen", "ejected", "resolved", "row_assigned"):
+    if kind in ("batch", "replace_config", "health_seen", "ejected", "resolved", "row_assigned", "certificate_read", "challenge_set"):
         raise ValueError(f"a batch cannot hold {kind!r}")
     return True
 

@@ -9,10 +9,10 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from twistedproxy.config import schema, values
+from twistedproxy.config import schema, tls_checks, values
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.locate import Path, dotted
-from twistedproxy.config.routing import USES, USES_LATER
+from twistedproxy.config.routing import USES, USES_LATER, faults
 
 Finding = tuple[Path, str]
 Quote = Callable[[Path, str], str]
@@ -20,6 +20,7 @@ Quote = Callable[[Path, str], str]
 
 MOST_OF_A_SORT = 300
 DEFAULT_HTTP = ":80"
+DEFAULT_HTTPS = ":443"
 
 
 def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote: Quote) -> list[Finding]:
@@ -30,7 +31,9 @@ def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote:
         _hosts(document, quote),
         _routes(document),
         _uses(document),
+        _together(document, tree),
         _listeners(document, tree, origin, quote),
+        tls_checks.check(document, tree, origin, quote),
     )
     return [finding for sort in sorts for finding in itertools.islice(sort, MOST_OF_A_SORT)]
 
@@ -65,7 +68,7 @@ def _references(document: schema.File, tree: Mapping[str, Any], quote: Quote) ->
             yield path, f"there is no pool {quote(path, pool)}.{values.did_you_mean(pool, known)} Pools are: {defined}"
 
     for path, route in _all_routes(document):
-        written = _table(tree, "sites", str(path[1])).get(path[2])
+        written = _table(tree, "sites", str(path[1])).get(str(path[2]))
         if route.pool:
             yield from unknown((*path, "pool") if isinstance(written, (dict, list)) else path, route.pool)
         for side in route.split:
@@ -73,7 +76,13 @@ def _references(document: schema.File, tree: Mapping[str, Any], quote: Quote) ->
         if route.mirror is not None:
             yield from unknown((*path, "mirror", "pool"), route.mirror.pool)
     for address, listener in document.tcp.items():
-        path: Path = ("tcp", address, "pool")
+        path = ("tcp", address, "pool")
+        if listener.pool is None:
+            if not _table(tree, "tcp", address).get("sni"):
+                yield ("tcp", address), "needs the key 'pool', or sni = { \"HOST\" = \"POOL\" } in its place"
+            continue
+        if listener.sni:
+            yield ("tcp", address, "sni"), "stands in place of pool; keep one of the two"
         yield from unknown(path, listener.pool)
         pool = document.pools.get(listener.pool)
         if pool and pool.sticky is not None:
@@ -94,6 +103,19 @@ def _all_routes(document: schema.File) -> Iterator[tuple[Path, schema.Route]]:
         yield from ((("sites", site_name, route_path), route) for route_path, route in site.routes.items())
 
 
+def _together(document: schema.File, tree: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the keys of a route cannot say together; silent where a key is misspelt or broken, which is reported already."""
+    for path, route in _all_routes(document):
+        written = _table(tree, "sites", str(path[1])).get(str(path[2]))
+        if isinstance(written, list):
+            written = written[int(path[3])]
+        names = {field.alias or name for name, field in type(route).model_fields.items()}
+        is_whole = not isinstance(written, dict) or (written.keys() <= names and written.keys() <= route.model_fields_set)
+        for key, message in faults(route):
+            if key or is_whole:
+                yield ((*path, key) if key else path), message
+
+
 def _uses(document: schema.File) -> Iterator[Finding]:
     """Names in `use` must exist."""
     named: list[tuple[Path, tuple[str, ...]]] = [(("sites", name, "use"), site.use) for name, site in document.sites.items()]
@@ -104,7 +126,8 @@ def _uses(document: schema.File) -> Iterator[Finding]:
             if name.partition(".")[0] in USES_LATER:
                 yield (*path, index), f"{name} is not supported yet"
             elif name not in known:
-                yield (*path, index), f"there is no {values.shown(name)} to use.{values.did_you_mean(name, known)} There are {', '.join(known[:20])}"
+                hint = values.did_you_mean(name, known)
+                yield (*path, index), f"there is no {values.shown(name)} to use.{hint} There are {', '.join(known[:20])}"
     for name, pool in document.pools.items():
         if pool.sticky is not None and pool.sticky.cookie is None:
             yield ("pools", name, "sticky"), "needs a cookie here; for a stable hash use balance = " + '"source_ip" or "hash:…"'
@@ -145,6 +168,9 @@ def _listeners(document: schema.File, tree: Mapping[str, Any], origin: Origin, q
     if document.listen.http is None and document.sites:
         found.append((("listen", "http"), values.parse_listen(DEFAULT_HTTP, origin.base_dir, origin.has_ipv6)))
     found += [(("listen", "http", i), listener.address) for i, listener in enumerate(document.listen.http or ())]
+    if document.listen.https is None and any(site.tls for site in document.sites.values()):
+        found.append((("listen", "https"), values.parse_listen(DEFAULT_HTTPS, origin.base_dir, origin.has_ipv6)))
+    found += [(("listen", "https", i), listener.address) for i, listener in enumerate(document.listen.https or ())]
     for written, tcp in document.tcp.items():
         try:
             address = values.parse_listen(written, origin.base_dir, origin.has_ipv6)
@@ -157,7 +183,7 @@ def _listeners(document: schema.File, tree: Mapping[str, Any], origin: Origin, q
     if document.admin.listen:
         found.append((("admin", "listen"), document.admin.listen))
     yield from _taken(found, quote)
-    has_http = bool(_table(tree, "listen").get("http"))
+    has_http = bool(_table(tree, "listen").get("http") or _table(tree, "listen").get("https"))
     if document.sites and "http" in _table(tree, "listen") and not has_http:
         yield ("listen", "http"), 'is empty, so that no site can be reached; add an address such as ":80"'
     elif not (has_http or tree.get("tcp") or tree.get("sites")):

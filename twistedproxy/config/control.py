@@ -14,6 +14,43 @@ from twistedproxy.config.model import Model
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """Who wants a change, why, and on which conditions."""
+
+    by: str
+    reason: str = ""
+    expected_revision: int | None = None
+    """Refuse (412) unless this is the revision now."""
+    confirm_within_s: float | None = None
+    """Take the change back unless it is confirmed in time."""
+    abort_if: str | None = None
+    """Take it back when this comes true: ``errors > 1% or p95 > +20%``."""
+    is_preview: bool = False
+    """Only say what would happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareChange:
+    """A server whose part of its pool's traffic changes."""
+
+    pool: str
+    server: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a change would do."""
+
+    changes: tuple[Mapping[str, Any], ...] = ()
+    """As the journal would describe it."""
+    shares: tuple[ShareChange, ...] = ()
+    closing: int = 0
+    """Open sessions that would be closed, at once or at the end of their time to finish."""
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """A change that is durable, and how far it has reached."""
 
@@ -23,6 +60,13 @@ class Applied:
     acked: int
     lagging: tuple[int, ...] = ()
     """Slots that had not answered after 5 s; they are being sent the whole model or replaced."""
+    superseded: tuple[str, ...] = ()
+    """Of a reload: live values that the file has overtaken, in words."""
+    notes: tuple[str, ...] = ()
+    """What else the operator should know."""
+    confirm_by: str | None = None
+    preview: Preview | None = None
+    """Set when nothing was changed, only asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +111,8 @@ class Snapshot:
     ejected: frozenset[tuple[str, str]] = frozenset()
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Configured listen address to the one that was bound (port 0 picks one)."""
+    effective: Mapping[str, Any] = field(default_factory=dict)
+    """The configuration in the form of the file, live values included, placeholders as written: fit for every eye but for digests of tokens."""
     is_ready: bool = False
     """At least one worker serves and none lags behind the latest revision by over 5 s."""
 
@@ -82,8 +128,46 @@ class Event:
 class Control(Protocol):
     """The supervisor, as the admin app sees it."""
 
-    async def apply(self, change: Change, *, by: str, reason: str = "", expected_revision: int | None = None) -> Applied:
+    async def apply(
+        self,
+        change: Change,
+        *,
+        by: str,
+        reason: str = "",
+        expected_revision: int | None = None,
+        confirm_within_s: float | None = None,
+        abort_if: str | None = None,
+        preview: bool = False,
+    ) -> Applied:
         """Validate, journal and broadcast; returns once every live worker applied it or after 5 s. Raises `ChangeRefused`."""
+        ...
+
+    async def reload(self, terms: Terms) -> Applied:
+        """Read the file again; `ConfigurationError` with every problem, and then nothing has changed."""
+        ...
+
+    def check(self, text: str) -> None:
+        """Validate a configuration that somebody sent: placeholders are refused. Raises `ConfigurationError`."""
+        ...
+
+    async def undo(self, revision: int, terms: Terms) -> Applied:
+        """Take a change back; 409 when a later one touched the same values."""
+        ...
+
+    async def confirm(self, revision: int, by: str) -> None:
+        """Keep a change that waits for confirmation; 409 when it does not."""
+        ...
+
+    async def configuration_at(self, revision: int) -> Mapping[str, Any]:
+        """`Snapshot.effective` as it was at a past revision."""
+        ...
+
+    async def difference(self) -> Sequence[Mapping[str, Any]]:
+        """Live values against the file as it is on disk: path, file, running."""
+        ...
+
+    async def adopt(self, terms: Terms) -> tuple[str, Applied | None]:
+        """Write the live values into the file; the edit as a unified diff, and with `is_preview` nothing else."""
         ...
 
     def snapshot(self) -> Snapshot: ...

@@ -28,6 +28,8 @@ class Origin:
     base_dir: str | None
     """What relative paths are relative to; None: they are refused."""
     has_ipv6: bool = True
+    reads_files: bool = True
+    """Files that are named may be opened to see whether they are right."""
 
 
 class Section(BaseModel):

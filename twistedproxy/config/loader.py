@@ -108,7 +108,7 @@ def read(
 
     environ = os.environ if environ is None else environ
     base_dir = os.path.abspath(os.path.dirname(file) if base_dir is None else base_dir)
-    origin = Origin(base_dir, has_ipv6_addresses() if has_ipv6 is None else has_ipv6)
+    origin = Origin(base_dir, has_ipv6_addresses() if has_ipv6 is None else has_ipv6, reads_files=allow_placeholders)
     tree = _toml(text, file)
     resolution = placeholders.resolve(tree, base_dir, environ, allow_placeholders)
     document, findings = _validate(resolution, origin)

@@ -502,6 +502,12 @@ class Model:
     tests: tuple[Test, ...] = ()
     certificates: Certificates = field(default_factory=Certificates)
 
+    @property
+    def has_tls(self) -> bool:
+        """Is TLS spoken anywhere, with clients or servers? Without, a worker does not load OpenSSL."""
+        listeners = any(listener.is_tls for listener in self.http) or any(listener.tls for listener in self.tcp)
+        return listeners or any(pool.tls for pool in self.pools.values())
+
 
 # Addresses
 

@@ -5,6 +5,7 @@ Pure but for `read`. The findings are sentences without the file's name, since w
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def judge_chain(chain: list[x509.Certificate], now: float) -> None:
     key = leaf.public_key()
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS:
         raise BadPem(f"has an RSA key of {key.key_size} bits; clients want at least {LEAST_RSA_BITS}")
-    for index, (certificate, issuer) in enumerate(zip(chain, chain[1:], strict=False)):
+    for index, (certificate, issuer) in enumerate(itertools.pairwise(chain)):
         try:
             certificate.verify_directly_issued_by(issuer)
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from twistedproxy.config import routing, schema
+from twistedproxy.config import routing, schema, tls
 from twistedproxy.config.kinds import Kind, Section, ShortForm
 
 PAGE = "docs/configuration.md"
@@ -20,7 +20,7 @@ PAGE = "docs/configuration.md"
 _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("Top of the file", schema.File),
     ("[listen]", schema.Listen),
-    ("listen.http, table form", schema.HttpListener),
+    ("listen.http and listen.https, table form", schema.HttpListener),
     ("[workers]", schema.Workers),
     ("[admin]", schema.Admin),
     ("[admin.tokens.NAME]", schema.Token),
@@ -32,7 +32,9 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("pools.NAME.retry", schema.Retry),
     ("pools.NAME.queue", schema.Queue),
     ("pools.NAME.keepalive", schema.Keepalive),
+    ("pools.NAME.tls", tls.ServerTls),
     ('[sites."HOST"]', schema.Site),
+    ("tls, of a site", tls.SiteTls),
     ('"/PATH" of a site, table form', schema.Route),
     ('[[sites."HOST".rules]]: all keys of a route, and', routing.Rule),
     ("when, of a rule", routing.When),
@@ -43,6 +45,10 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("sticky, of a pool or a split", routing.Sticky),
     ("mirror, of a route", routing.Mirror),
     ('[tcp."ADDRESS"]', schema.TcpListener),
+    ("tls, of a TCP listener", tls.ListenerTls),
+    ("[certificates]", tls.Certificates),
+    ("certificates.acme", tls.Acme),
+    ("certificates.files", tls.KeyPair),
     ("[logs]", schema.Logs),
     ("logs.access", schema.AccessLog),
     ("logs.events", schema.EventLog),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from pydantic_core import CoreSchema
 from twistedproxy.config import kinds, patterns, values
 from twistedproxy.config.basics import LIVE, ROUTES, Networks, Retry, Timeouts, text_value
 from twistedproxy.config.kinds import Json, Kind, Origin, Section, ShortForm, key
+from twistedproxy.config.tls import SiteTlsOrText
 
 USES = ("security_headers",)
 """Built-ins that `use` names bare."""
@@ -20,6 +22,7 @@ _FRAMING = frozenset(
     {"connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
 )
 _MOST_FIELDS = 64
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
 # Kinds of value that only sites have
@@ -60,7 +63,7 @@ def _check_field(name: str) -> None:
     values.parse_token(name)
     lower = name.lower()
     if lower in _FRAMING:
-        hint = "; use host = \"…\"" if lower == "host" else ""
+        hint = '; use host = "…"' if lower == "host" else ""
         raise ValueError(f"{name} belongs to the connection and cannot be edited{hint}")
     if lower.startswith("x-revproxy-"):
         raise ValueError(f"{name}: names that begin with X-Revproxy- are the proxy's own")
@@ -181,9 +184,7 @@ _TABLE: Json = {"type": "object"}
 _ARRAY: Json = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 Fields = Annotated[tuple[tuple[str, str], ...], _kind("table of fields", "fields and values", _fields, _TABLE)]
 FieldNames = Annotated[tuple[str, ...], _kind("list of: field name", "field names", _field_names, {"type": "array"})]
-Wanted = Annotated[
-    tuple[tuple[str, tuple[str, ...]], ...], _kind("table of: value or list of values", "names and values", _wanted, _TABLE)
-]
+Wanted = Annotated[tuple[tuple[str, tuple[str, ...]], ...], _kind("table of: value or list of values", "names and values", _wanted, _TABLE)]
 Methods = Annotated[tuple[str, ...], _kind("list of: method", "methods", _methods, _ARRAY)]
 Token = Annotated[str, _kind("name", "one word", values.parse_token)]
 _SIDES = Annotated[int, kinds.integer(0, 1000)]
@@ -244,7 +245,9 @@ class Mirror(Section):
 
     pool: kinds.Name = key(..., "The pool that gets the copies.", reload=LIVE)
     percent: Annotated[float, kinds.fraction(0, 100)] = key(100, "Share of the requests.", reload=LIVE)
-    compare: kinds.Flag = key(False, "Compare status, fields and body with the real answer; `/api/v1/mirrors` shows the differences.", reload=LIVE)
+    compare: kinds.Flag = key(
+        False, "Compare status, fields and body with the real answer; `/api/v1/mirrors` shows the differences.", reload=LIVE
+    )
     methods: Methods = key([], "Only these methods; empty: all. What is copied is done twice.", reload=LIVE)
     headers: Annotated[tuple[str, ...], _kind("list of: field name", "field names", _names, {"type": "array"})] = key(
         ["Content-Type"], "Response fields that are compared.", reload=LIVE
@@ -278,32 +281,34 @@ class Rewrite(Section):
         return self
 
 
-_ANSWERS = ("pool", "split", "redirect", "respond")
-_FOR_SERVERS = ("strip", "rewrite", "host", "retry", "mirror")
-
-
 class Route(Section):
     """What happens to requests below a path. A text stands for a table with this `pool`. Exactly one of the first four keys."""
 
     later: ClassVar[tuple[str, ...]] = ("cache", "auth", "limits", "maintenance", "maintenance_allow")
 
     pool: kinds.Name | None = key(None, "The pool that serves it.", reload=LIVE)
-    split: dict[kinds.Name, _SIDES] = key({}, "Pools with their parts, relative to one another: `{ web = 95, web-canary = 5 }`.", reload=LIVE, max_length=16)
+    split: dict[kinds.Name, _SIDES] = key(
+        {}, "Pools with their parts, relative to one another: `{ web = 95, web-canary = 5 }`.", reload=LIVE, max_length=16
+    )
     redirect: Annotated[str, _kind("path or URL", "a path or a URL", _target)] | None = key(
         None, "Send the client there; the rest of the path and the query are kept unless `${path}` or `${query}` place them.", reload=LIVE
     )
     respond: Respond | None = key(None, "Answer here.", reload=LIVE)
-    status: Annotated[int, kinds.integer(301, 308)] = key(308, "Of a redirect: 301, 302, 303, 307 or 308.", reload=LIVE)
+    status: Annotated[int, kinds.integer(301, 308)] | None = key(
+        None, "Of a redirect: 301, 302, 303, 307 or 308, the default.", reload=LIVE
+    )
     strip: kinds.Flag = key(
         False, "Remove the matched prefix; what is left begins with `/`. `Location` and cookies of answers get it back.", reload=LIVE
     )
     rewrite: Rewrite | None = key(None, "Change the path.", reload=LIVE)
     host: Annotated[str, _kind("host", "a host", _host)] | None = key(
-        None, 'Host for the server in place of the client\'s; may have `${variables}`.', reload=LIVE
+        None, "Host for the server in place of the client's; may have `${variables}`.", reload=LIVE
     )
     headers: Headers = key({}, "Header edits, after those of `use`.", reload=LIVE)
     use: Annotated[tuple[str, ...], _kind("list of: name", "names", _uses, {"type": "array"})] | None = key(
-        None, 'Built-ins (`"security_headers"`) and presets (`"headers.NAME"`), outermost first, after those of the site; `[]`: none at all.', reload=LIVE
+        None,
+        'Built-ins (`"security_headers"`) and presets (`"headers.NAME"`), outermost first, after those of the site; `[]`: none at all.',
+        reload=LIVE,
     )
     sticky: StickyOrText | None = key(None, "Keep a client on its side of the split.", reload=LIVE)
     mirror: Mirror | None = key(None, "Copy requests to another pool.", reload=LIVE)
@@ -312,26 +317,6 @@ class Route(Section):
         None, "The largest request body; more is answered 413. Default: the site's.", reload=LIVE
     )
     timeouts: Timeouts | None = key(None, "Differing from the site's.", reload=LIVE)
-
-    @model_validator(mode="after")
-    def _does_one_thing(self) -> Route:
-        said = [name for name in _ANSWERS if getattr(self, name)]
-        if len(said) != 1:
-            found = f"this says {' and '.join(said)}" if said else "this says none of them"
-            raise ValueError(f"needs exactly one of {', '.join(_ANSWERS)}; {found}")
-        if said[0] in ("redirect", "respond"):
-            extra = [name for name in _FOR_SERVERS if name in self.model_fields_set]
-            if extra:
-                raise ValueError(f"{' and '.join(extra)} cannot be used with {said[0]}: no server is asked")
-        if self.sticky is not None and said[0] != "split":
-            raise ValueError("sticky is for a split here; to bring clients back to their server put it into the pool")
-        if "status" in self.model_fields_set and (said[0] != "redirect" or self.status not in (301, 302, 303, 307, 308)):
-            raise ValueError("status is for redirect only, and is 301, 302, 303, 307 or 308")
-        if self.strip and self.rewrite is not None:
-            raise ValueError("strip and rewrite cannot be used together; let rewrite remove the prefix")
-        if self.strip and isinstance(self, Rule) and "*" not in (self.when.path or ""):
-            raise ValueError('strip removes what stands before the first "*" of when.path; there is none')
-        return self
 
 
 class When(Section):
@@ -372,10 +357,14 @@ class Site(Section):
     """
 
     later: ClassVar[tuple[str, ...]] = (
-        "tls", "redirect_http", "sticky", "cache", "headers", "host", "rewrite", "redirect", "respond", "auth", "limits", "http2",
+        "sticky", "cache", "headers", "host", "rewrite", "redirect", "respond", "auth", "limits", "http2",
     )  # fmt: skip
 
     names: tuple[kinds.Host, ...] = key((), "More hosts of this site.", reload=LIVE, max_length=1000)
+    tls: SiteTlsOrText = key(None, 'HTTPS: `"auto"`, `"files"`, or a table with `cert` and `key`.', reload=LIVE)
+    redirect_http: kinds.Flag | None = key(
+        None, "Plain HTTP is sent on to HTTPS, with 308 and the first HTTPS listener's port. Default: true with `tls`.", reload=LIVE
+    )
     via: kinds.Via = key(False, "A name to send in `Via`; `false`: no such header.", reload=LIVE)
     max_body: Annotated[int, kinds.size("1B", "1024GiB")] = key(
         "100MiB", "The largest request body, for all routes; more is answered 413.", reload=LIVE
@@ -411,9 +400,9 @@ class Expect(Section):
     host: kinds.Text | None = key(None, "The Host the server gets.", reload=LIVE)
     redirect: kinds.Text | None = key(None, "Where the client is sent.", reload=LIVE)
     status: Annotated[int, kinds.integer(100, 599)] | None = key(None, "Status of an answer made by the proxy.", reload=LIVE)
-    rule: Annotated[str, _kind("rules[N] or \"\"", "a rule", lambda v: values.parse_text(v, '"rules[0]" and so on, or "" for none'))] | None = key(
-        None, 'The rule that decides, such as `"rules[0]"`; `""`: none.', reload=LIVE
-    )
+    rule: (
+        Annotated[str, _kind('rules[N] or ""', "a rule", lambda v: values.parse_text(v, '"rules[0]" and so on, or "" for none'))] | None
+    ) = key(None, 'The rule that decides, such as `"rules[0]"`; `""`: none.', reload=LIVE)
     headers: Annotated[tuple[tuple[str, str], ...], _kind("table of fields", "fields", _strings, _TABLE)] | None = key(
         None, "Fields of the request as the server gets it.", reload=LIVE
     )
@@ -430,7 +419,9 @@ class Test(Section):
 
     __test__: ClassVar[bool] = False
 
-    request: Annotated[str, _kind('"METHOD URL"', '"METHOD URL"', _request_line)] = key(..., "The request line, with the whole URL.", reload=LIVE)
+    request: Annotated[str, _kind('"METHOD URL"', '"METHOD URL"', _request_line)] = key(
+        ..., "The request line, with the whole URL.", reload=LIVE
+    )
     headers: Annotated[tuple[tuple[str, str], ...], _kind("table of fields", "fields", _strings, _TABLE)] = key(
         {}, "Its header fields.", reload=LIVE
     )
@@ -438,6 +429,30 @@ class Test(Section):
         "127.0.0.1", "The client's address.", reload=LIVE
     )
     expect: Expect = key(..., "What must become of it.", reload=LIVE)
+
+
+_ANSWERS = ("pool", "split", "redirect", "respond")
+_FOR_SERVERS = ("strip", "rewrite", "host", "retry", "mirror")
+
+
+def faults(route: Route) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) for what the keys of one route cannot say together; the first key is "" for the whole table."""
+    said = [name for name in _ANSWERS if getattr(route, name)]
+    if len(said) != 1:
+        found = f"this says {' and '.join(said)}" if said else "this says none of them"
+        yield "", f"needs exactly one of {', '.join(_ANSWERS)}; {found}"
+        return
+    given = route.model_fields_set
+    if said[0] in ("redirect", "respond"):
+        yield from ((name, f"cannot be used with {said[0]}: no server is asked") for name in _FOR_SERVERS if name in given)
+    if route.sticky is not None and said[0] != "split":
+        yield "sticky", "is for a split here; to bring clients back to their server put it into the pool"
+    if route.status is not None and (said[0] != "redirect" or route.status not in REDIRECTS):
+        yield "status", "is for redirect only, and is 301, 302, 303, 307 or 308"
+    if route.strip and route.rewrite is not None:
+        yield "strip", "cannot be used with rewrite; let rewrite remove the prefix"
+    if route.strip and isinstance(route, Rule) and "*" not in (route.when.path or ""):
+        yield "strip", 'removes what stands before the first "*" of when.path; there is none'
 
 
 def uses_of(site: Site, route: Route) -> tuple[str, ...]:

@@ -14,8 +14,24 @@ from pydantic import AfterValidator, BeforeValidator, model_validator
 from twistedproxy.config import kinds, values
 from twistedproxy.config.basics import LIVE, NEW, RESTART, ROUTES, Networks, Retry, Timeouts, text_value
 from twistedproxy.config.kinds import Json, Section, ShortForm, key
-from twistedproxy.config.routing import Headers, Route, Site, Test, gather_routes, sticky_table
-from twistedproxy.config.routing import Sticky as Sticky
+from twistedproxy.config.routing import (
+    Headers,
+    Respond,
+    Route,
+    RouteOrPool,
+    Rule,
+    Site,
+    Sticky,
+    Test,
+    gather_routes,
+    sticky_table,
+)
+from twistedproxy.config.tls import Certificates, ListenerTls, ServerTlsOrFlag
+
+__all__ = [  # noqa: RUF022 - what is declared elsewhere and looked for here
+    "LIVE", "NEW", "RESTART", "ROUTES", "Networks", "Retry", "Timeouts", "text_value",
+    "Headers", "Respond", "Route", "RouteOrPool", "Rule", "Site", "Sticky", "Test",
+]  # fmt: skip
 
 Connections = Annotated[int, kinds.integer(1, 1_000_000)]
 
@@ -64,19 +80,26 @@ class HttpListener(Section):
         return self
 
 
+def _listener_table(value: Any) -> Any:
+    return {"address": text_value(value, values.LISTEN_ALLOWED)}
+
+
 HttpListenerOrText = Annotated[
     HttpListener,
-    ShortForm("listen address or table", values.LISTEN_ALLOWED, lambda v: {"address": text_value(v, values.LISTEN_ALLOWED)}, {"type": "string"}),
+    ShortForm("listen address or table", values.LISTEN_ALLOWED, _listener_table, {"type": "string"}),
 ]
 
 
 class Listen(Section):
     """Where HTTP is accepted. TCP listeners have tables of their own, `[tcp."ADDRESS"]`."""
 
-    later: ClassVar[tuple[str, ...]] = ("https", "quic", "http2")
+    later: ClassVar[tuple[str, ...]] = ("quic", "http2")
 
     http: tuple[HttpListenerOrText, ...] | None = key(
         None, 'Addresses for plain HTTP, as texts or tables. Default: `[":80"]` when there are sites.', reload=LIVE, max_length=256
+    )
+    https: tuple[HttpListenerOrText, ...] | None = key(
+        None, 'Addresses for HTTPS, as texts or tables. Default: `[":443"]` when a site has `tls`.', reload=LIVE, max_length=256
     )
 
 
@@ -217,7 +240,7 @@ _HEALTH_JSON: Json = {"type": "string", "pattern": f"^({'|'.join(values.PROBES)}
 class Pool(Section):
     """A named set of servers, used by HTTP and TCP alike."""
 
-    later: ClassVar[tuple[str, ...]] = ("tls", "discover", "http2")
+    later: ClassVar[tuple[str, ...]] = ("discover", "http2")
 
     servers: tuple[ServerOrText, ...] = key((), "The servers, as texts or tables; at least one.", reload=LIVE, max_length=4096)
     balance: kinds.Balance = key(
@@ -244,6 +267,7 @@ class Pool(Section):
     retry: Retry = key({}, "Further attempts.", reload=LIVE)
     queue: Queue = key({}, "Waiting for a free server.", reload=LIVE)
     keepalive: Keepalive = key({}, "Idle connections to the servers.", reload=LIVE)
+    tls: ServerTlsOrFlag = key(None, "TLS to the servers: `true`, or a table. Their certificates are verified.", reload=NEW)
     send_proxy: Annotated[str, kinds.choice("v1", "v2")] | None = key(
         None, "Send a PROXY header of this version before the first byte to each server.", reload=NEW
     )
@@ -258,9 +282,19 @@ class Pool(Section):
 class TcpListener(Section):
     """An address for TCP, passed on byte for byte."""
 
-    later: ClassVar[tuple[str, ...]] = ("tls", "sni", "limits", "sticky")
+    later: ClassVar[tuple[str, ...]] = ("limits", "sticky")
 
-    pool: kinds.Name = key(..., "The pool that serves it.", reload=LIVE)
+    pool: kinds.Name | None = key(None, "The pool that serves it.", reload=LIVE)
+    tls: ListenerTls | None = key(
+        None, "TLS ends here, plain TCP goes on to the pool. Absent: bytes are passed on as they come.", reload=LIVE
+    )
+    sni: dict[kinds.Host, kinds.Name] = key(
+        {},
+        "In place of `pool`: the name in the client's TLS greeting picks the pool, TLS itself is passed on untouched. Hosts as those of"
+        " sites: exact, `*.suffix`, `*`.",
+        reload=LIVE,
+        max_length=10_000,
+    )
     mode: kinds.Mode | None = key(None, "File mode of a unix socket.", reload=LIVE)
     allow: Networks = key((), "Networks that may connect; everybody when there are none.", reload=NEW, max_length=10_000)
     deny: Networks = key((), "Networks that may not; wins over `allow`.", reload=NEW, max_length=10_000)
@@ -308,7 +342,7 @@ class File(Section):
     """The whole file."""
 
     later: ClassVar[tuple[str, ...]] = (
-        "certificates", "udp", "limits", "auth", "cache", "compress", "security_headers", "middleware", "tls", "geo",
+        "udp", "limits", "auth", "cache", "compress", "security_headers", "middleware", "tls", "geo",
     )  # fmt: skip
 
     version: Annotated[int, kinds.integer(0, 1_000_000), AfterValidator(_is_version_1)] = key(
@@ -325,9 +359,12 @@ class File(Section):
     sites: dict[str, Annotated[Site, BeforeValidator(gather_routes)]] = key({}, "Sites, by host.", reload=LIVE, max_length=10_000)
     tcp: dict[str, TcpListener] = key({}, "TCP listeners, by address.", reload=LIVE, max_length=1000)
     logs: Logs = key({}, "Logs.", reload=LIVE)
-    headers: dict[kinds.Name, Headers] = key({}, 'Presets of header edits, named in `use` as `"headers.NAME"`.', reload=LIVE, max_length=1000)
+    certificates: Certificates = key({}, "Where certificates come from.", reload=LIVE)
+    headers: dict[kinds.Name, Headers] = key(
+        {}, 'Presets of header edits, named in `use` as `"headers.NAME"`.', reload=LIVE, max_length=1000
+    )
     tests: tuple[Test, ...] = key(
-        (), "What must be decided how: run by `check`, at start, at a reload and before live changes of routing.", reload=LIVE, max_length=1000
+        (), "What must be decided how: run by `check`, at start, at a reload and before live changes.", reload=LIVE, max_length=1000
     )
 
 

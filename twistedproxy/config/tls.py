@@ -36,7 +36,8 @@ class SiteTls(Section):
 
     from_: Annotated[str, kinds.choice(*SOURCES)] | None = declare(
         None,
-        '`"auto"`: made by the authority of `certificates.acme` and renewed in time. `"files"`: whichever of `certificates.files` has the name.',
+        '`"auto"`: made by the authority of `certificates.acme` and renewed in time.'
+        ' `"files"`: whichever of `certificates.files` has the name.',
         reload=LIVE,
         alias="from",
     )
@@ -100,11 +101,15 @@ class Acme(Section):
 
     directory: kinds.Text = declare("https://acme-v02.api.letsencrypt.org/directory", "Its directory URL.", reload=LIVE)
     email: kinds.Text | None = declare(None, "Where it may write to, for instance before a certificate ends.", reload=LIVE)
-    ca: kinds.FileName | None = declare(None, "Authorities that vouch for the directory's own HTTPS (PEM). Default: the system's.", reload=LIVE)
+    ca: kinds.FileName | None = declare(
+        None, "Authorities that vouch for the directory's own HTTPS (PEM). Default: the system's.", reload=LIVE
+    )
 
 
 class Certificates(Section):
     """What `tls = "auto"` and `tls = "files"` need."""
 
     acme: Acme = declare({}, "For `auto`.", reload=LIVE)
-    files: tuple[KeyPair, ...] = declare((), "For `files`: certificates that are matched by the names inside.", reload=LIVE, max_length=10_000)
+    files: tuple[KeyPair, ...] = declare(
+        (), "For `files`: certificates that are matched by the names inside.", reload=LIVE, max_length=10_000
+    )

@@ -90,7 +90,7 @@ def touched(plain: Mapping[str, Any]) -> frozenset[Value]:
         return frozenset({("pools", plain["pool"], plain["server"])})
     if kind in _FIELDS:
         return frozenset({("pools", plain["pool"], plain["server"], _FIELDS[kind])})
-    return frozenset({(key, str(plain[key])) for key in ("site",) if key in plain} or {(kind,)})
+    return frozenset({("sites", str(plain["site"]), str(kind))})
 
 
 def meet(one: frozenset[Value], other: frozenset[Value]) -> bool:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from twistedproxy.http.messages import LogPieces
+
 class Limits:
     max_head: int
     max_request_line: int
@@ -30,10 +32,13 @@ class RequestHead(_Head):
     path: bytes
     query: bytes
     expects_continue: bool
+    body_length: int
     is_canonical: bool
+    def log_pieces(self) -> LogPieces | None: ...
 
 class ResponseHead(_Head):
     status: int
+    def body_length_for(self, method: bytes) -> int: ...
 
 def parse_request(data: bytes, limits: Limits) -> RequestHead | None: ...
 def parse_response(data: bytes, limits: Limits | None = ...) -> ResponseHead | None: ...

@@ -5,7 +5,7 @@ How it works
     A line is found with memchr, its name and value are checked byte by byte (values eight at a time), its name is classified, and an entry
     of 16 bytes says where everything is. Attributes become objects when asked for. ``write_h1`` copies runs of neighbouring fields
     that stay and are spelled ``Name: value`` with one memcpy.
-    This file only recognises what is valid and complete. A line that is not goes to ``_pure``, which says whether it is incomplete or which
+    This file only recognises what is valid and complete. A line that is not goes to ``lines``, which says whether it is incomplete or which
     rule it breaks; odd hosts, targets and codings go to ``paths``. So errors are the same, and the C below stays short.
     One file of 900 lines, since C functions of one translation unit are inlined, and one extension is all that may be missing.
     Every read is below the end that was computed from the length of the bytes object; offsets fit 32 bits because max_head does.
@@ -17,8 +17,10 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy
 
-from twistedproxy.http._pure import first_line, kind_of, odd_line, protocol_of
-from twistedproxy.http.messages import Kind
+from twistedproxy.http._pure import protocol_of
+from twistedproxy.http.kinds import kind_of
+from twistedproxy.http.lines import first_line, odd_line
+from twistedproxy.http.messages import CHUNKED as _CHUNKED, MAX_LOG_PIECES as _MAX_LOG_PIECES, NO_BODY as _NO_BODY, UNTIL_CLOSE as _UNTIL_CLOSE, Kind
 from twistedproxy.http.paths import coding_rule, has_port, host_of, read_target
 from twistedproxy.http.refusals import refuse_request, refuse_response
 
@@ -31,6 +33,7 @@ cdef extern from *:
     static unsigned char tp_value[256];   /* 1: may stand in a field value */
     static unsigned char tp_lower[256];
     static unsigned char tp_path[256];    /* 1: stands for itself in a canonical path; 2: slash */
+    static unsigned char tp_odd[256];     /* 1: not written as it is in a log */
 
     /* First byte of [p, e) that no field value may hold, or e. */
     static inline const unsigned char *tp_skip_value(const unsigned char *p, const unsigned char *e) {
@@ -54,14 +57,26 @@ cdef extern from *:
         for (i = 0; i < n; i++) if ((p[i] | 0x20) != (unsigned char)name[i]) return 0;
         return 1;
     }
+    /* Whether the n bytes at p can be written to a log as they are. */
+    static inline int tp_plain(const unsigned char *p, size_t n) {
+        unsigned char odd = 0;
+        size_t i;
+        for (i = 0; i < n; i++) odd |= tp_odd[p[i]];
+        return !odd;
+    }
     #define TP_IS(p, name) tp_same((p), (name), sizeof(name) - 1)
     """
     unsigned char tp_token[256]
     unsigned char tp_value[256]
     unsigned char tp_lower[256]
     unsigned char tp_path[256]
+    unsigned char tp_odd[256]
     const unsigned char* tp_skip_value(const unsigned char* p, const unsigned char* e) noexcept nogil
+    bint tp_plain(const unsigned char* p, size_t n) noexcept nogil
     bint TP_IS(const unsigned char* p, const char* name) noexcept nogil
+
+cdef extern from "Python.h":
+    str PyUnicode_DecodeASCII(const char* s, Py_ssize_t size, const char* errors)
 
 for _i in range(256):
     _c = chr(_i)
@@ -69,6 +84,7 @@ for _i in range(256):
     tp_value[_i] = 0 if (_i < 32 and _i != 9) or _i == 127 else 1
     tp_lower[_i] = _i + 32 if 65 <= _i <= 90 else _i
     tp_path[_i] = 2 if _c == "/" else 1 if (_i < 128 and _c.isalnum()) or (_c in "_~!$&'()*+,;=:@.-") else 0
+    tp_odd[_i] = 1 if _i < 32 or _i > 126 or _c in '"\\' else 0
 
 cdef enum:
     INLINE = 20
@@ -76,6 +92,10 @@ cdef enum:
     MAX_METHOD = 32
     MAX_NAME = 65535
     MAX_HOST = 255
+    MAX_LOG_PIECES = 1000
+    NO_BODY = 0
+    CHUNKED = -1
+    UNTIL_CLOSE = -2
     # The bits of messages.Kind, checked below.
     HOST = 1
     LENGTH = 2
@@ -97,7 +117,8 @@ cdef enum:
 
 if (Kind.HOST, Kind.CONTENT_LENGTH, Kind.TRANSFER_ENCODING, Kind.CONNECTION, Kind.HOP_BY_HOP, Kind.FORWARDED, Kind.REQUEST_ID, Kind.EXPECT,
         Kind.DATE, Kind.SERVER, Kind.VIA, Kind.INTERNAL, Kind.NOMINATED, Kind.CLAIM) != (
-        HOST, LENGTH, CODING, CONNECTION, HOP, FORWARDED, REQUEST_ID, EXPECT, DATE, SERVER, VIA, INTERNAL, NOMINATED, CLAIM):
+        HOST, LENGTH, CODING, CONNECTION, HOP, FORWARDED, REQUEST_ID, EXPECT, DATE, SERVER, VIA, INTERNAL, NOMINATED, CLAIM) or (
+        _NO_BODY, _CHUNKED, _UNTIL_CLOSE, _MAX_LOG_PIECES) != (NO_BODY, CHUNKED, UNTIL_CLOSE, MAX_LOG_PIECES):
     raise ImportError("the native head codec was built for another twistedproxy.http.messages; build it again")
 
 cdef struct Field:
@@ -156,7 +177,7 @@ cdef Limits RESPONSE_LIMITS = Limits(max_head=64 * 1024, max_request_line=8 * 10
 
 
 cdef int _kind(const unsigned char* p, Py_ssize_t n) noexcept nogil:
-    """The kind of a field whose name has no underscore; the same as ``_pure.kind_of``."""
+    """The kind of a field whose name has no underscore; the same as ``kinds.kind_of``."""
     cdef unsigned char c = p[0] | 0x20
     if c == b"x":
         if n < 9 or p[1] != b"-":
@@ -608,6 +629,11 @@ cdef class RequestHead:
     def expects_continue(self): return self.t.expects_continue
     @property
     def kinds(self): return self.t.kinds
+
+    @property
+    def body_length(self):
+        return CHUNKED if self.t.kinds & CODING else self.t.content_length if self.t.content_length > 0 else NO_BODY
+
     @property
     def method(self): return self._method
 
@@ -662,6 +688,38 @@ cdef class RequestHead:
         """First line, the fields neither masked nor removed, tail."""
         return _write(&self.t, self.raw, start_line, drop, remove, tail)
 
+    def log_pieces(self):
+        """(method, target, version, Referer, User-Agent) when they are short and plain; else None."""
+        cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(self.raw)
+        cdef Field* referer = NULL
+        cdef Field* agent = NULL
+        cdef Field* field
+        cdef int i
+        cdef Py_ssize_t total = PyBytes_GET_SIZE(self._method) + (self.target_end - self.target_start)
+        for i in range(self.t.count):
+            field = &self.t.fields[i]
+            if field.name_size == 7 and referer == NULL and TP_IS(p + field.name, b"referer"):
+                referer = field
+                total += field.end - field.value
+            elif field.name_size == 10 and agent == NULL and TP_IS(p + field.name, b"user-agent"):
+                agent = field
+                total += field.end - field.value
+        if total > MAX_LOG_PIECES or not tp_plain(p + self.target_start, self.target_end - self.target_start) or (
+                referer != NULL and not tp_plain(p + referer.value, referer.end - referer.value)) or (
+                agent != NULL and not tp_plain(p + agent.value, agent.end - agent.value)):
+            return None
+        return (
+            "GET" if self._method is GET else "POST" if self._method is POST else _text(self.raw, self.t.first, self.target_start - 1),
+            _text(self.raw, self.target_start, self.target_end),
+            "HTTP/1.1" if self.t.minor else "HTTP/1.0",
+            None if referer == NULL else _text(self.raw, referer.value, referer.end),
+            None if agent == NULL else _text(self.raw, agent.value, agent.end),
+        )
+
+
+cdef inline str _text(bytes raw, Py_ssize_t start, Py_ssize_t end):
+    return PyUnicode_DecodeASCII(PyBytes_AS_STRING(raw) + start, end - start, NULL)
+
 
 @cython.final
 @cython.no_gc
@@ -711,6 +769,14 @@ cdef class ResponseHead:
     def write_h1(self, bytes start_line, int drop, tuple remove not None, bytes tail not None):
         """First line, the fields neither masked nor removed, tail."""
         return _write(&self.t, self.raw, start_line, drop, remove, tail)
+
+    def body_length_for(self, bytes method not None):
+        """How long the body of this answer to a request of that method is (RFC 9112 6.3)."""
+        if self.status < 200 or self.status == 204 or self.status == 304 or method == b"HEAD":
+            return NO_BODY
+        if self.t.kinds & CODING:
+            return CHUNKED
+        return self.t.content_length if self.t.content_length >= 0 else UNTIL_CLOSE
 
 
 cdef bytes GET = b"GET", POST = b"POST", HEAD = b"HEAD"

@@ -1,10 +1,14 @@
 """The head codec in plain Python: what runs where there was no compiler, and what the native codec is tested against.
 
 How it works
-    Line by line, each looked at once. For a line that is complete: the limits first, then its end (CR LF), then its grammar, then what it
-    means for framing. For the last, incomplete line: the limits, then whether what is there can still become a valid line. So a
-    head is refused at the first byte that breaks a rule, except rules about a whole value, which wait for the line's end.
-    ``_head.pyx`` takes the same steps in the same order; change both, or the differential tests will say so.
+    The order of judgement is line by line, each looked at once: its limits, its grammar (``lines``), then what it means for framing. So a
+    head is refused at the first byte that breaks a rule, except rules about a whole value, which wait for the line's end. That is
+    ``_read_fields``; ``_head.pyx`` takes the same steps in the same order: change both, or the differential tests will say so.
+
+    Python pays for each step, so nearly all heads go a shorter way, ``_read_ordinary``, which looks at all lines together: a head that is
+    complete, spelled ``Name: value`` without a tab or two spaces in a row, and whose names have been seen in this order before. What is
+    known about such a list of names (kinds, which one is Host, which stay under a mask) is a ``Shape``, learnt once. This way never
+    refuses anything: whatever it does not take goes the long way.
 """
 
 from __future__ import annotations
@@ -12,41 +16,35 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 
-from twistedproxy.http.messages import Kind
+from twistedproxy.http.kinds import KNOWN, MAX_NAME, REQUEST_SHAPES, RESPONSE_SHAPES, Shape, Shapes, meaning_of
+from twistedproxy.http.lines import first_line, odd_line
+from twistedproxy.http.messages import CHUNKED, MAX_LOG_PIECES, NO_BODY, UNTIL_CLOSE, Kind, LogPieces
 from twistedproxy.http.paths import coding_rule, host_of, read_target
 from twistedproxy.http.refusals import refuse_request, refuse_response
 
-_OTHER, _HOST, _LENGTH, _CODING = Kind.OTHER, Kind.HOST, Kind.CONTENT_LENGTH, Kind.TRANSFER_ENCODING
-_CONNECTION, _HOP, _FORWARDED, _REQUEST_ID = Kind.CONNECTION, Kind.HOP_BY_HOP, Kind.FORWARDED, Kind.REQUEST_ID
-_EXPECT, _DATE, _SERVER, _VIA = Kind.EXPECT, Kind.DATE, Kind.SERVER, Kind.VIA
-_INTERNAL, _NOMINATED, _CLAIM = Kind.INTERNAL, Kind.NOMINATED, Kind.CLAIM
+_HOST, _LENGTH, _CODING = Kind.HOST, Kind.CONTENT_LENGTH, Kind.TRANSFER_ENCODING
+_CONNECTION, _EXPECT, _NOMINATED = Kind.CONNECTION, Kind.EXPECT, Kind.NOMINATED
 _FRAMING = _HOST | _LENGTH | _CODING
 _DECISIVE = _FRAMING | _CONNECTION | _EXPECT
 
-KNOWN: dict[bytes, int] = {
-    b"host": _HOST, b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _CONNECTION,
-    b"keep-alive": _HOP, b"proxy-connection": _HOP, b"te": _HOP, b"trailer": _HOP, b"upgrade": _HOP,
-    b"proxy-authorization": _HOP, b"http2-settings": _HOP,
-    b"forwarded": _FORWARDED, b"x-forwarded-for": _FORWARDED, b"x-forwarded-proto": _FORWARDED, b"x-forwarded-host": _FORWARDED,
-    b"x-forwarded-port": _FORWARDED, b"x-request-id": _REQUEST_ID, b"expect": _EXPECT, b"date": _DATE, b"server": _SERVER, b"via": _VIA,
-    b"x-real-ip": _CLAIM, b"x-original-url": _CLAIM, b"x-rewrite-url": _CLAIM,
-}  # fmt: skip
-
 MAX_OPTIONS = 32
-MAX_METHOD = 32
-MAX_NAME = 65535
 MAX_LENGTH = 2**63 - 1
 
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)\r\n")
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")
 _PROTOCOL = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++(?:/[!#$%&'*+.^_`|~0-9A-Za-z-]++)?")
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n")
-_TARGET = re.compile(rb"[\x21-\x7e]*+")
-_VERSION = b"HTTP/\0.\0"
+_ORDINARY_REQUEST = re.compile(
+    rb"(?!CONNECT )([A-Z]{1,32}+) (((?:/(?![/.])[A-Za-z0-9_~!$&'()*+,;=:@.-]*+)++)(?:\?([\x21\x22\x24-\x7e]*+))?) HTTP/1\.1\r\n"
+)
+"""Method, target, path, query; the target is origin-form and canonical (``paths``)."""
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
-_STATUS_FORM = b"HTTP/1.\0 \1\2\2 "
+_ORDINARY_STATUS = re.compile(rb"HTTP/1\.1 ([1-9][0-9][0-9]) [\x20-\x7e]*+\r\n")
+_OK = b"HTTP/1.1 200 OK\r\n"
+_UNUSUAL = bytes(c < 32 or c == 127 for c in range(256))
+"""Translates to 1 what may not stand in the value of an ordinary head: a tab may be there, but is for the long way to judge."""
+_NOT_PLAIN = bytes(c < 32 or c > 126 or c in b'"\\' for c in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,179 +61,84 @@ RESPONSE_LIMITS = Limits(max_head=64 * 1024, max_request_line=8 * 1024, max_fiel
 """For heads of servers, of interim (1xx) ones too."""
 
 
-def kind_of(name: bytes) -> int:
-    """The kind of a field by its lower-case name, with ``_`` taken for ``-`` (servers of the CGI family cannot tell them apart, ID-01)."""
-    kind = KNOWN.get(name)
-    if kind is not None:
-        return kind
-    has_underscore = b"_" in name
-    if has_underscore:
-        name = name.replace(b"_", b"-")
-        kind = KNOWN.get(name)
-        if kind is not None:
-            return _INTERNAL | kind & (_FORWARDED | _REQUEST_ID | _CLAIM)
-    if name.startswith((b"x-revproxy", b"x-client-cert", b"x-internal-")):
-        return _INTERNAL
-    return _CLAIM if name.startswith(b"x-forwarded-") else _OTHER
-
-
-_names: dict[bytes, tuple[bytes, int]] = {}
-_MAX_NAMES = 1024
-
-
-def _learn(name: bytes) -> tuple[bytes, int]:
-    """(lower-case name, kind), remembered for the first thousand short spellings: hardly a client sends others."""
-    low = name.lower()
-    found = low, kind_of(low)
-    if len(_names) < _MAX_NAMES and len(name) <= 40:
-        _names[name] = found
-    return found
-
-
 class Head:
-    """A parsed head as lists; see ``messages.Head`` for what each member means."""
+    """A parsed head as lines ``Name: value``; see ``messages.Head`` for what each member means.
 
-    __slots__ = (
-        "_first", "_kinds", "_lower", "_names", "_values", "content_length", "expects_continue", "is_chunked", "kinds", "minor", "size",
-        "upgrade", "wants_close",
-    )  # fmt: skip
+    What is as nearly always stays on the class: setting a dozen attributes costs more than finding a field.
+    """
 
-    def __init__(self) -> None:
-        self._lower: list[bytes] = []
-        self._names: list[bytes] = []
-        self._values: list[bytes] = []
-        self._kinds: list[int] = []
-        self._first = b""
-        self.size = 0
-        self.kinds = 0
-        self.minor = 1
-        self.content_length = -1
-        self.is_chunked = False
-        self.wants_close = False
-        self.expects_continue = False
-        self.upgrade: bytes | None = None
+    size: int
+    kinds: int
+    minor = 1
+    content_length = -1
+    is_chunked = False
+    wants_close = False
+    expects_continue = False
+    upgrade: bytes | None = None
+    _first: bytes
+    _lines: list[bytes]
+    _shape: Shape
 
     def get(self, name: bytes) -> bytes | None:
         """Value of the first field of that (lower-case) name."""
-        try:
-            return self._values[self._lower.index(name)]
-        except ValueError:
-            return None
+        at = self._shape.first.get(name)
+        return None if at is None else self._lines[at][len(name) + 2 :]
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Values of all fields of that (lower-case) name, in order."""
-        return [value for lower, value in zip(self._lower, self._values, strict=True) if lower == name]
+        start = len(name) + 2
+        return [line[start:] for low, line in zip(self._shape.lower, self._lines, strict=True) if low == name]
 
     def fields(self) -> Iterator[tuple[bytes, bytes]]:
         """(name as sent, value) in order."""
-        return zip(self._names, self._values, strict=True)
+        for name, line in zip(self._shape.names, self._lines, strict=True):
+            yield name, line[len(name) + 2 :]
 
     def write_h1(self, start_line: bytes | None, drop: int, remove: tuple[bytes, ...], tail: bytes) -> bytes:
         """First line, the fields neither masked nor removed, tail."""
-        parts = [self._first if start_line is None else start_line]
-        for i, kind in enumerate(self._kinds):
-            if not kind & drop and (not remove or self._lower[i] not in remove):
-                parts.append(b"%b: %b\r\n" % (self._names[i], self._values[i]))
-        parts.append(tail)
-        return b"".join(parts)
+        kept = list(compress(self._lines, self._shape.kept(drop, remove)))
+        if kept:
+            kept.append(tail)
+            tail = b"\r\n".join(kept)
+        return (self._first if start_line is None else start_line) + tail
 
 
 class RequestHead(Head):
     """A request; ``target`` as received, ``path`` and ``host`` canonical."""
 
-    __slots__ = ("authority", "host", "is_canonical", "method", "path", "query", "target")
+    method: bytes
+    target: bytes
+    path: bytes
+    query: bytes
+    host = authority = b""
+    is_canonical = True
+    body_length = NO_BODY
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.method = self.target = self.host = self.authority = self.path = self.query = b""
-        self.is_canonical = False
+    def log_pieces(self) -> LogPieces | None:
+        """What a log says of this head, when that is short and printable ASCII without quotes and backslashes; else None."""
+        method, target, referer, agent = self.method, self.target, self.get(b"referer"), self.get(b"user-agent")
+        text = b"".join((method, target, referer or b"", agent or b""))
+        if len(text) > MAX_LOG_PIECES or 1 in text.translate(_NOT_PLAIN):
+            return None
+        return (
+            method.decode("ascii"), target.decode("ascii"), "HTTP/1.1" if self.minor else "HTTP/1.0",
+            None if referer is None else referer.decode("ascii"), None if agent is None else agent.decode("ascii"),
+        )  # fmt: skip
 
 
 class ResponseHead(Head):
     """A response."""
 
-    __slots__ = ("status",)
+    status: int
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.status = 0
-
-
-def _matches_form(text: bytes, form: bytes) -> bool:
-    """Whether `text` can be the beginning of `form`, in which NUL is any digit but see ``_STATUS_FORM`` for 1 (1–9) and 2 (digit)."""
-    for have, want in zip(text, form, strict=False):
-        if want > 2:
-            if have != want:
-                return False
-        elif not (0x31 if want == 1 else 0x30) <= have <= 0x39:
-            return False
-    return True
-
-
-def request_line_fault(line: bytes, is_complete: bool) -> str | None:
-    """The rule broken by a request line without its CR LF; None when it may still become a valid one."""
-    end = len(line)
-    name = _NAME.match(line)
-    at = name.end() if name else 0
-    if at > MAX_METHOD:
-        return "method"
-    if at == end:
-        return None if not is_complete else "no_version" if at else "method"
-    if not at or line[at] != 0x20:
-        return "method"
-    at += 1
-    target = _TARGET.match(line, at)
-    stop = target.end() if target else at
-    if stop == end:
-        return None if not is_complete else "no_version" if stop > at else "target_bytes"
-    if stop == at or line[stop] != 0x20:
-        return "target_bytes"
-    version = line[stop + 1 :]
-    if not version and is_complete:
-        return "version_form"
-    if not _matches_form(version, _VERSION):
-        return "version_form"
-    if len(version) >= 8 and version[:8] not in (b"HTTP/1.1", b"HTTP/1.0"):
-        return "version"
-    return "version_form" if len(version) > 8 or (is_complete and len(version) != 8) else None
-
-
-def status_line_fault(line: bytes, is_complete: bool) -> str | None:
-    """The same for a status line; the space after the status may be absent with the reason."""
-    if not _matches_form(line, _STATUS_FORM) or (len(line) > 7 and line[7] not in b"01") or (is_complete and len(line) < 12):
-        return "status_line"
-    return "status_line" if _BAD_VALUE.search(line) else None
-
-
-def field_fault(line: bytes, is_complete: bool) -> str | None:
-    """The same for a field line that is not empty."""
-    if line[0] in b" \t":
-        return "field_fold"
-    name = _NAME.match(line)
-    at = name.end() if name else 0
-    if at == len(line):
-        return "field_name" if is_complete else None
-    if not at or line[at] != 0x3A:
-        return "field_name"
-    bad = _BAD_VALUE.search(line, at)
-    if bad is None:
-        return None
-    return "bare_cr" if bad[0] == b"\r" else "field_value"
-
-
-def first_line(data: bytes, start: int, limits: Limits, is_request: bool) -> tuple[int, str | None]:
-    """(offset after the first line, or 0 when it is incomplete; the rule it breaks)."""
-    found = data.find(b"\n", start, start + limits.max_request_line + 2)
-    stop = found if found >= 0 else len(data)
-    end = stop - 1 if stop > start and data[stop - 1] == 0x0D else stop
-    if end - start > limits.max_request_line:
-        return 0, "request_line_long" if is_request else "status_line_long"
-    if (found + 1 if found >= 0 else len(data)) > limits.max_head:
-        return 0, "head_long"
-    if found >= 0 and end == found:
-        return 0, "bare_lf"
-    fault = request_line_fault if is_request else status_line_fault
-    return (found + 1 if found >= 0 else 0), fault(data[start:end], found >= 0)
+    def body_length_for(self, method: bytes) -> int:
+        """How long the body of this answer to a request of that method is (RFC 9112 6.3)."""
+        status = self.status
+        if method == b"HEAD" or status < 200 or status in (204, 304):
+            return NO_BODY
+        if self.is_chunked:
+            return CHUNKED
+        return self.content_length if self.content_length >= 0 else UNTIL_CLOSE
 
 
 def _options(value: bytes, nominated: list[bytes]) -> str | None:
@@ -280,7 +183,10 @@ def _meaning(head: Head, kind: int, value: bytes, is_request: bool, seen: int) -
 
 def _read_fields(head: Head, data: bytes, at: int, limits: Limits, is_request: bool) -> str | int:
     """Reads field lines from `at` on. Returns the mask of the kinds seen, -1 when incomplete, or the rule that is broken."""
-    lower, names, values, kinds = head._lower, head._names, head._values, head._kinds
+    lower: list[bytes] = []
+    names: list[bytes] = []
+    lines: list[bytes] = []
+    kinds: list[int] = []
     max_field, max_head, max_fields = limits.max_field, limits.max_head, limits.max_fields
     seen = 0
     nominated: list[bytes] = []
@@ -300,8 +206,7 @@ def _read_fields(head: Head, data: bytes, at: int, limits: Limits, is_request: b
         at = end
         name, value = match.groups()
         value = value.rstrip(b" \t")
-        known = _names.get(name)
-        low, kind = known if known is not None else _learn(name)
+        low, kind = meaning_of(name)
         if kind & _DECISIVE:
             rule: str | None = None
             if kind == _CONNECTION:
@@ -316,48 +221,77 @@ def _read_fields(head: Head, data: bytes, at: int, limits: Limits, is_request: b
         seen |= kind
         lower.append(low)
         names.append(name)
-        values.append(value)
+        lines.append(b"%b: %b" % (name, value))
         kinds.append(kind)
     rule = odd_line(data, at, limits, len(names))
     if rule is not None:
         return rule or -1
     head.size = at + 2
-    head.kinds = seen
-    _connection(head, nominated)
-    return seen
-
-
-def odd_line(data: bytes, at: int, limits: Limits, count: int) -> str | None:
-    """Judges a line that is no complete valid field: None when it is the empty line, "" when incomplete, else the rule it breaks."""
-    found = data.find(b"\n", at, at + limits.max_field + 2)
-    stop = found if found >= 0 else len(data)
-    end = stop - 1 if stop > at and data[stop - 1] == 0x0D else stop
-    if end - at > limits.max_field:
-        return "field_long"
-    if (found + 1 if found >= 0 else len(data)) > limits.max_head:
-        return "head_long"
-    if found >= 0 and end == found:
-        return "bare_lf"
-    if end == at:
-        return None if found >= 0 else ""
-    if count >= limits.max_fields:
-        return "fields_many"
-    return field_fault(data[at:end], found >= 0) or ("" if found < 0 else "field_name")
-
-
-def _connection(head: Head, nominated: list[bytes]) -> None:
-    """What the Connection options mean, once all fields are known."""
-    head.wants_close = b"close" in nominated or (not head.minor and b"keep-alive" not in nominated)
-    if not nominated:
-        return
-    for i, name in enumerate(head._lower):
-        if name in nominated:
-            head._kinds[i] |= _NOMINATED
-            head.kinds |= _NOMINATED
+    head._lines = lines
+    _connection(head, nominated, lower, kinds)
+    head._shape = Shape(tuple(names), lower, kinds)
+    head.kinds = head._shape.mask
     if b"upgrade" in nominated and head.minor:
         protocols = head.get_all(b"upgrade")
         if len(protocols) == 1:
             head.upgrade = protocol_of(protocols[0])
+    return seen
+
+
+def _read_ordinary(head: Head, data: bytes, after: int, limits: Limits, shapes: Shapes) -> bool:
+    """Reads the fields from `after` on when they are complete and spelled as nearly all are; else leaves `head` to the long way."""
+    end = data.find(b"\r\n\r\n", after)
+    if end < 0 or end + 4 > limits.max_head:
+        return False
+    lines = data[after:end].split(b"\r\n")
+    text = b" ".join(lines)
+    # Two spaces in `text` are two in a line, or one at its beginning or end.
+    if b"  " in text or text[-1:] == b" " or 1 in text.translate(_UNUSUAL):
+        return False
+    if len(lines) > limits.max_fields or (len(text) > limits.max_field and max(map(len, lines)) > limits.max_field):
+        return False
+    names = tuple([name for line in lines for name, colon, _ in (line.partition(b": "),) if colon])
+    shape = shapes.get(names) or shapes.learn(names)
+    if shape is None or len(names) < len(lines):
+        return False
+    host, length, coding, connection = shape.at
+    if host >= 0 and isinstance(head, RequestHead):
+        authority = lines[host][6:]
+        name = host_of(authority)
+        if name is None:
+            return False
+        head.authority, head.host = authority, name
+    if length >= 0:
+        digits = lines[length][16:]
+        if not digits.isdigit() or len(digits) > 18:
+            return False
+        head.content_length = int(digits)
+    elif coding >= 0:
+        if lines[coding][19:].lower() != b"chunked":
+            return False
+        head.is_chunked = True
+    if connection >= 0:
+        option = lines[connection][12:].lower()
+        if option == b"close":
+            head.wants_close = True
+        elif option == b"keep-alive":
+            shape = shape.with_keep_alive
+        else:
+            return False
+    head._lines = lines
+    head._shape = shape
+    head.kinds = shape.mask
+    head.size = end + 4
+    return True
+
+
+def _connection(head: Head, nominated: list[bytes], lower: list[bytes], kinds: list[int]) -> None:
+    """What the Connection options mean, once all fields are known."""
+    head.wants_close = b"close" in nominated or (not head.minor and b"keep-alive" not in nominated)
+    if nominated:
+        for i, name in enumerate(lower):
+            if name in nominated:
+                kinds[i] |= _NOMINATED
 
 
 def protocol_of(value: bytes) -> bytes | None:
@@ -377,6 +311,25 @@ def _host(head: Head, value: bytes) -> str | None:
 
 def parse_request(data: bytes, limits: Limits) -> RequestHead | None:
     """The head at the beginning of `data`; None when it is incomplete so far and breaks no rule. Raises BadHead, HeadTooLarge."""
+    match = _ORDINARY_REQUEST.match(data)
+    if match is not None:
+        after = match.end()
+        if after - 2 <= limits.max_request_line:
+            head = RequestHead()
+            if _read_ordinary(head, data, after, limits, REQUEST_SHAPES):
+                head._first = match[0]
+                head.method, head.target, head.path, query = match.groups()
+                head.query = query or b""
+                if head.is_chunked:
+                    head.body_length = CHUNKED
+                elif head.content_length > 0:
+                    head.body_length = head.content_length
+                return head
+    return _parse_request(data, limits)
+
+
+def _parse_request(data: bytes, limits: Limits) -> RequestHead | None:
+    """The long way."""
     start = 0
     if data[:1] == b"\r":
         if len(data) == 1:
@@ -409,12 +362,29 @@ def parse_request(data: bytes, limits: Limits) -> RequestHead | None:
         return None
     if head.minor and not result & _HOST:
         raise refuse_request("host_missing")
+    head.body_length = CHUNKED if head.is_chunked else max(head.content_length, NO_BODY)
     return head
 
 
 def parse_response(data: bytes, limits: Limits | None = None) -> ResponseHead | None:
     """The same for a response. Raises BadResponse."""
     limits = RESPONSE_LIMITS if limits is None else limits
+    status, first = 200, _OK
+    if not data.startswith(_OK):
+        match = _ORDINARY_STATUS.match(data)
+        if match is None:
+            return _parse_response(data, limits)
+        status, first = int(match[1]), match[0]
+    if len(first) - 2 <= limits.max_request_line:
+        head = ResponseHead()
+        if _read_ordinary(head, data, len(first), limits, RESPONSE_SHAPES):
+            head.status, head._first = status, first
+            return head
+    return _parse_response(data, limits)
+
+
+def _parse_response(data: bytes, limits: Limits) -> ResponseHead | None:
+    """The long way."""
     match = _STATUS.match(data)
     after = match.end() if match is not None else 0
     if match is None or after - 2 > limits.max_request_line or after > limits.max_head:

@@ -12,25 +12,23 @@ from typing import TYPE_CHECKING
 from twisted.python.failure import Failure
 
 from twistedproxy.clock import NEVER, Timed
-from twistedproxy.errors import BadBody, BadHead, BadProxyHeader, BodyTimeout, ClientGone, HeadTimeout, ProxyError, WriteStall
-from twistedproxy.http.bodies import LengthReader
-from twistedproxy.http.exchange import SPLICE_FROM, Exchange, State
+from twistedproxy.errors import BadBody, BadHead, BadProxyHeader, ClientGone, HeadTimeout, ProxyError, WriteStall
+from twistedproxy.http.exchange import Exchange, State
 from twistedproxy.http.failures import failure_response
 from twistedproxy.http.forwarding import Client
-from twistedproxy.http.h1 import ChunkedReader, request_body_length, response_head
+from twistedproxy.http.h1 import response_head
 from twistedproxy.http.head import PartialRequest, parse_request
 from twistedproxy.http.local import SPECIAL, date, local_answer
-from twistedproxy.http.messages import CHUNKED, NO_BODY, LocalResponse, RequestHead
+from twistedproxy.http.messages import NO_BODY, LocalResponse, RequestHead
+from twistedproxy.http.upload import Upload
 from twistedproxy.net.proxy_protocol import Parsed
-from twistedproxy.net.relay import relay_exactly
-from twistedproxy.net.splice import Splice
 from twistedproxy.net.transport import HIGH_WATER, Transport
+from twistedproxy.tls.clients import ClientTls
 
 if TYPE_CHECKING:
     from twistedproxy.http.front import HttpFront
+    from twistedproxy.tls.clients import ClientTls
 
-MIN_RATE_AFTER_S = 10.0
-"""The minimum body rate is held against a client from this age of the body on."""
 IDLE_LINGER_S = 5.0
 """How long an idle connection may still send one last request when the worker drains."""
 
@@ -53,8 +51,7 @@ class FrontConnection(Timed):
     """One client's HTTP/1 connection."""
 
     __slots__ = ("front", "transport", "client", "client_port", "exchange", "reading", "is_gone", "response_deadline",
-                 "_announced_local", "_buffer", "_partial", "_body", "_splice", "_requests", "_born", "_rate_since", "_rate_bytes",
-                 "_is_paused", "_is_looping")  # fmt: skip
+                 "_announced_local", "_buffer", "_partial", "_upload", "_requests", "_born", "_is_paused", "_is_looping")  # fmt: skip
 
     def __init__(self, front: HttpFront, transport: Transport) -> None:
         super().__init__()
@@ -71,12 +68,9 @@ class FrontConnection(Timed):
         """What came behind the request in hand: pipelined requests."""
         self._partial: PartialRequest | None = None
         """A head that has begun to come."""
-        self._body: LengthReader | ChunkedReader | None = None
-        self._splice: Splice | None = None
+        self._upload: Upload | None = None
         self._requests = 0
         self._born = front.seconds()
-        self._rate_since = 0.0
-        self._rate_bytes = 0
         self._is_paused = False
         self._is_looping = False
 
@@ -95,12 +89,12 @@ class FrontConnection(Timed):
         self.is_gone = True
         self.front.closed(self)
 
-    def begin(self, ip: str, port: int, local: tuple[str, int] | None, data: bytes) -> None:
+    def begin(self, ip: str, port: int, local: tuple[str, int] | None, data: bytes, tls: ClientTls | None = None) -> None:
         """Read requests from a client at `ip`; `data` came behind the PROXY header."""
         front, transport = self.front, self.transport
         self._announced_local = local
         port_here = local[1] if local is not None else front.port or front.find_port(transport)
-        self.client = Client(ip, port_here, bool(front.trusted) and front.trusted.contains(ip))
+        self.client = Client(ip, port_here, bool(front.trusted) and front.trusted.contains(ip), tls)
         self.client_port = port
         transport.registerProducer(self)
         front.wheel.arm(self, self._born + front.timeouts.request_head_s)
@@ -122,7 +116,8 @@ class FrontConnection(Timed):
         if reading is _HEAD:
             self._read_requests(data)
         elif reading is _BODY:
-            self._read_body(data)
+            assert self._upload is not None
+            self._upload.receive(data)
         elif reading is _HELD_BACK:
             self._buffer += data
             if len(self._buffer) > HIGH_WATER:
@@ -143,13 +138,12 @@ class FrontConnection(Timed):
                     if partial is None:
                         self._head_began(data)
                     break
-                length = request_body_length(head)
             except BadHead as error:
                 self._refuse(error)
                 break
             self._partial = None
             self._buffer = data[head.size :] if len(data) > head.size else b""
-            self._begin_exchange(head, length)
+            self._begin_exchange(head, head.body_length)
             data = self._buffer
         self._is_looping = False
 
@@ -175,10 +169,9 @@ class FrontConnection(Timed):
         if length == NO_BODY:
             self.reading = _HELD_BACK
         else:
-            body = self._body = ChunkedReader() if length == CHUNKED else LengthReader(length)
             self.reading = _BODY
-            self._rate_since = now
-            self._rate_bytes = 0
+            upload = self._upload = Upload(self, exchange, length)
+            body = upload.body
             try:
                 first = body.feed(self._buffer)
             except BadBody as error:
@@ -188,9 +181,9 @@ class FrontConnection(Timed):
             is_complete = body.is_done
             if is_complete:
                 exchange.trailers = body.trailers
-                self._body_ended(body.leftover)
+                self.body_ended(body.leftover)
             else:
-                front.wheel.arm(self, now + front.timeouts.body_idle_s)
+                upload.await_more()
         if exchange.method in SPECIAL:
             local = local_answer(exchange.method, head)
             if local is not None:
@@ -202,64 +195,12 @@ class FrontConnection(Timed):
                 return
         exchange.start(length, first, is_complete)
 
-    def _read_body(self, data: bytes) -> None:
-        exchange, body = self.exchange, self._body
-        assert exchange is not None and body is not None
-        try:
-            payload = body.feed(data)
-            self._check_rate(len(data))
-        except ProxyError as error:
-            exchange.bad_body(error)
-            return
-        if payload:
-            exchange.request_data(payload)
-        if body.is_done and self.exchange is exchange:
-            self._body_ended(body.leftover)
-            exchange.request_complete(body.trailers)
-
-    def _check_rate(self, count: int) -> None:
-        """`BodyTimeout` when the body has come slower than the listener's minimum for long; a pause of ours starts the measure anew."""
-        front = self.front
-        now = front.seconds()
-        if not self._rate_bytes:  # the wait before (for 100 Continue, for the server) says nothing about the rate
-            self._rate_since = now
-        self._rate_bytes += count
-        elapsed = now - self._rate_since
-        if elapsed > MIN_RATE_AFTER_S and self._rate_bytes < front.min_body_rate * elapsed:
-            raise BodyTimeout(f"the body comes slower than {front.min_body_rate:g} bytes per second")
-        front.wheel.arm(self, now + front.timeouts.body_idle_s)
-
-    def _body_ended(self, leftover: bytes) -> None:
+    def body_ended(self, leftover: bytes) -> None:
+        """The request is complete; what follows it waits for its turn."""
         self.reading = _HELD_BACK
-        self._body = None
+        self._upload = None
         self._buffer = leftover
         self.resume_reading()
-
-    def splice_body(self, sink: Transport) -> None:
-        """What is left of a long body of known length goes to the server's socket inside the kernel."""
-        body = self._body
-        if isinstance(body, LengthReader) and body.left >= SPLICE_FROM and self.transport.is_plain and sink.is_plain:
-            self._splice = relay_exactly(self.transport, sink, body.left, self._spliced, self._splice_done)
-
-    def _spliced(self, count: int) -> None:
-        body, exchange, front = self._body, self.exchange, self.front
-        front.counts.bytes_in += count
-        if isinstance(body, LengthReader) and exchange is not None:
-            body.left -= count
-            exchange.request_spliced(count)
-            if self._splice is not None and self._splice.is_blocked:
-                self._rate_bytes = 0  # the server was the slow one
-            try:
-                self._check_rate(count)
-            except BodyTimeout as error:
-                exchange.bad_body(error)
-
-    def _splice_done(self) -> None:
-        self._splice = None
-        exchange = self.exchange
-        if exchange is not None:
-            self._body_ended(b"")
-            exchange.request_complete(())
 
     # What an exchange asks for
 
@@ -289,10 +230,13 @@ class FrontConnection(Timed):
         if self._is_paused:
             self._is_paused = False
             self.transport.resumeProducing()
-            if self.reading is _BODY:
-                now = self._rate_since = self.front.seconds()
-                self._rate_bytes = 0
-                self.front.wheel.arm(self, now + self.front.timeouts.body_idle_s)
+            if self._upload is not None:
+                self._upload.await_more()
+
+    def splice_body(self, sink: Transport) -> None:
+        """The server is connected: the rest of a long body may go there inside the kernel."""
+        if self._upload is not None:
+            self._upload.splice_to(sink)
 
     def detach(self) -> Transport:
         """Hand the transport over to a tunnel; `sent_early` is what the client sent ahead."""
@@ -308,9 +252,8 @@ class FrontConnection(Timed):
     def exchange_done(self, exchange: Exchange, now: float) -> None:
         """The exchange is over: the next request, or the end of the connection."""
         self.exchange = None
-        if self._splice is not None:
-            self._splice.cancel()
-            self._splice = None
+        if self._upload is not None:
+            self._upload.cancel()
         if self.is_gone:
             return
         if self.reading is _NOTHING:  # a tunnel: the relay has closed both transports
@@ -333,7 +276,7 @@ class FrontConnection(Timed):
                 data, self._buffer = self._buffer, b""
                 self._read_requests(data)
         else:
-            self._close(may_have_input=self._body is not None or bool(self._buffer))
+            self._close(may_have_input=self._upload is not None or bool(self._buffer))
 
     # Ends
 
@@ -341,7 +284,7 @@ class FrontConnection(Timed):
         """Close after what was written. Bytes still on their way would turn that into a reset: they are read and dropped."""
         self.reading = _NOTHING
         self._buffer = b""
-        self._partial = self._body = None
+        self._partial = self._upload = None
         self.front.wheel.disarm(self)
         if may_have_input:
             self.transport.linger()
@@ -388,10 +331,8 @@ class FrontConnection(Timed):
     def deadline_passed(self, now: float) -> None:
         exchange = self.exchange
         if exchange is not None:
-            if self._splice is not None and self._splice.is_blocked:  # not the client's silence; the transport watches the server's
-                self.front.wheel.arm(self, now + self.front.timeouts.body_idle_s)
-            elif self.reading is _BODY:
-                exchange.bad_body(BodyTimeout("the body stopped coming"))
+            if self._upload is not None:
+                self._upload.deadline_passed()
             elif now < self.response_deadline:  # it was the deadline of the idle connection, left standing
                 self.front.wheel.arm(self, self.response_deadline)
             else:
@@ -409,6 +350,11 @@ class FrontConnection(Timed):
         """Let go as soon as the client has its answer; an idle connection may send one last request for a moment."""
         if self.exchange is None and self.reading is _HEAD:
             self.front.wheel.arm(self, min(self.front.seconds() + IDLE_LINGER_S, self.deadline))
+
+    def keep_no_longer(self, seconds: float) -> None:
+        """An idle connection's time is shortened to `seconds` from now: others need its place."""
+        if self.exchange is None and self.reading is _HEAD and self._requests and self._partial is None:
+            self.front.wheel.arm(self, min(self.front.seconds() + seconds, self.deadline))
 
     def cut(self) -> None:
         """Time is up."""

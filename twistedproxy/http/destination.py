@@ -17,7 +17,7 @@ KeyOf = Callable[[RequestHead, str], int]
 class Destination:
     """Pool, limits and counters of one route; the fields are read on every request, so they are plain attributes."""
 
-    __slots__ = ("pool", "counts", "site", "max_body", "timeouts", "key_of", "via", "tries", "retry_on", "keepalive", "send_proxy")
+    __slots__ = ("pool", "counts", "site", "max_body", "timeouts", "key_of", "via", "sticky", "tries", "retry_on", "keepalive", "send_proxy")
 
     def __init__(self, site: Site, route: Route, pool: Pool, metrics: Metrics) -> None:
         spec = pool.spec
@@ -28,8 +28,10 @@ class Destination:
         self.timeouts = route.timeouts
         self.key_of = _key_function(spec.balance)
         self.via = b"Via: 1.1 %b\r\n" % site.via.encode() if site.via else b""
-        self.tries = spec.retry.tries
-        self.retry_on = frozenset(spec.retry.on)
+        self.sticky = spec.sticky
+        retry = route.retry or spec.retry
+        self.tries = retry.tries
+        self.retry_on = frozenset(retry.on)
         self.keepalive = spec.keepalive
         self.send_proxy = spec.send_proxy
 

@@ -45,7 +45,8 @@ from twistedproxy.http.messages import CHUNKED, LocalResponse, RequestHead, Resp
 from twistedproxy.http.record import outcome_of, record
 from twistedproxy.http.retries import NOTHING_SENT, REUSED, Retries
 from twistedproxy.http.routes import Decision, no_route_detail
-from twistedproxy.http.tunnel import tunnel
+from twistedproxy.http.tunnel import has_agreed, tunnel
+from twistedproxy.http.upload import SPLICE_FROM
 from twistedproxy.http.upstream import UpstreamConnection
 from twistedproxy.net.connector import Attempt, connect
 from twistedproxy.net.proxy_protocol import encode as encode_proxy_header
@@ -59,10 +60,8 @@ from twistedproxy.pool.server import Outcome, Server
 if TYPE_CHECKING:
     from twistedproxy.http.connection import FrontConnection
 
-SPLICE_FROM = 128 * 1024
-"""Bytes of a body still to come from which moving them inside the kernel pays for the pipe."""
 _OK = Outcome.OK
-_NONE_TRIED: frozenset[Server] = frozenset()
+NONE_TRIED: frozenset[Server] = frozenset()
 
 
 class State(enum.Enum):
@@ -144,10 +143,14 @@ class Exchange:
         self._body_length = body_length
         self.is_request_complete = is_complete
         head = self.head
-        decision = self.decision = self.front.router.route(head, self.client_ip, 0.0)
+        decision = self.decision = self.front.router.route(head, self.client_ip)
         if decision is None:
             self.fail(NoRoute(no_route_detail(self.front.router, head)))
             return
+        if decision.actions is not None:
+            decision = self.front.act(self, decision)
+            if decision is None:
+                return
         destination = decision.destination
         timeouts = destination.timeouts
         if body_length:
@@ -227,7 +230,7 @@ class Exchange:
     def _acquire(self, destination: Destination) -> None:
         key_of = destination.key_of
         key = 0 if key_of is None else key_of(self.head, self.client_ip)
-        tried = _NONE_TRIED if self._retries is None else self._retries.tried
+        tried = NONE_TRIED if self._retries is None else self._retries.tried
         answer = destination.pool.acquire(key, tried, self._leased)
         if type(answer) is Lease:
             self._go(answer)
@@ -267,7 +270,9 @@ class Exchange:
         assert self.decision is not None
         timeouts = self.decision.destination.timeouts
         front = self.front
-        self._attempt = connect(
+        pool = self.decision.destination.pool
+        begin = connect if pool.tls is None else pool.tls.to(server.address, self._proxy_header(), timeouts.tls_handshake_s)
+        self._attempt = begin(
             front.reactor,
             front.wheel,
             endpoints[server.leases % len(endpoints)],
@@ -280,19 +285,28 @@ class Exchange:
     def _connected(self, transport: Transport) -> None:
         self._attempt = None
         assert self.decision is not None and self._lease is not None
-        destination, connection = self.decision.destination, self.connection
+        destination = self.decision.destination
         upstream = UpstreamConnection(
             transport, self._lease.server, self.front.wheel, destination.keepalive, may_reuse=not destination.send_proxy
         )
-        if destination.send_proxy:
-            transport.write(encode_proxy_header(destination.send_proxy, (self.client_ip, connection.client_port), connection.local))
+        if destination.send_proxy and transport.is_plain:  # with TLS it went before the handshake
+            transport.write(self._proxy_header())
         self._send(upstream)
+
+    def _proxy_header(self) -> bytes:
+        assert self.decision is not None
+        version, connection = self.decision.destination.send_proxy, self.connection
+        return encode_proxy_header(version, (self.client_ip, connection.client_port), connection.local) if version else b""
 
     def _connect_failed(self, error: ConnectFailed) -> None:
         self._attempt = None
         self._attempt_failed(NOTHING_SENT, error)
 
     # SEND
+
+    def outgoing_head(self, server: Server) -> tuple[RequestHead, bytes | None, bytes | None]:
+        """(head, path, host) for the server, of a request whose route has actions: `acting.ActingExchange` knows."""
+        raise AssertionError("this exchange has no actions")
 
     def _send(self, upstream: UpstreamConnection) -> None:
         self.state = _SENT
@@ -301,11 +315,11 @@ class Exchange:
         assert decision is not None
         destination = decision.destination
         length = self._body_length
-        if decision.prefix:
-            path: bytes | None = decision.forwarded_path(head.path)
-        else:
+        if decision.actions is None:
             path = None if head.is_canonical else head.path
-        host = None if head.authority else _host_of(upstream.server)
+            host = None if head.authority else host_of(upstream.server)
+        else:
+            head, path, host = self.outgoing_head(upstream.server)
         more = destination.via if self.method not in SPECIAL else destination.via + forwards_field(head)
         data = connection.client.request(head, path, host, more, self.request_id, length, self._upgrade)
         if length:
@@ -404,8 +418,6 @@ class Exchange:
             self._finish(now)
             return
         connection.stop_waiting()
-        if connection.transport.is_full:  # it was so before: nobody will ask this exchange to wait
-            self.pause_response()
         upstream = self._upstream
         if upstream is not None and upstream.body_left >= SPLICE_FROM and upstream.transport.is_plain and connection.transport.is_plain:
             self._splice = relay_exactly(upstream.transport, connection.transport, upstream.body_left, self._spliced, self._splice_done)
@@ -456,8 +468,8 @@ class Exchange:
         """101: from now on the two sides talk directly; `data` is what the server said already."""
         upstream, lease, connection = self._upstream, self._lease, self.connection
         assert upstream is not None and lease is not None and self.decision is not None
-        if self._upgrade is None or head.upgrade != self._upgrade:
-            self.fail(BadResponse("the server switched protocols without being asked to"))
+        if self._upgrade is None or not has_agreed(self.head, head, self._upgrade):
+            self.fail(BadResponse("the server switched protocols without being asked to, or without proving that it knows the new one"))
             return
         self.state = State.TUNNEL
         self.status = 101
@@ -552,7 +564,7 @@ class Exchange:
         self.connection.exchange_done(self, now)
 
 
-def _host_of(server: Server) -> bytes:
+def host_of(server: Server) -> bytes:
     """Host for a request that came without one: the server's own address, ``localhost`` for a unix socket."""
     return b"localhost" if server.address.startswith("unix:") else server.address.encode()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 
-from twistedproxy.errors import ProxyError
+from twistedproxy.errors import ProxyError, UnderMaintenance
 from twistedproxy.http.messages import REASONS, LocalResponse, RequestHead
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{status} {title}</title>
@@ -18,7 +18,10 @@ def failure_response(error: ProxyError, head: RequestHead | None, request_id: by
     """What the client is told of `error`; it names neither server nor pool."""
     status = error.status
     title = REASONS.get(status, b"Error").decode()
-    detail = error.detail if status < 500 else _PUBLIC.get(status, title.lower())
+    if isinstance(error, UnderMaintenance):
+        detail = "this site is under maintenance; please come back later"
+    else:
+        detail = error.detail if status < 500 else _PUBLIC.get(status, title.lower())
     accept = head.get(b"accept") if head is not None else None
     if accept is not None and b"text/html" in accept and b"problem+json" not in accept:
         kind = b"text/html; charset=utf-8"

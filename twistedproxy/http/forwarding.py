@@ -6,9 +6,13 @@ RFC 9110 section 7.6 (message forwarding), RFC 9112 section 9.6 (close). The nam
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from twistedproxy.http.messages import CHUNKED, REASONS, Kind, RequestHead, ResponseHead
 from twistedproxy.net.networks import Networks
+
+if TYPE_CHECKING:
+    from twistedproxy.tls.clients import ClientTls  # with it comes OpenSSL, which plain HTTP does not need
 
 _ALWAYS_DROPPED = Kind.TRANSFER_ENCODING | Kind.CONNECTION | Kind.HOP_BY_HOP | Kind.NOMINATED
 _DROPPED_FROM_STRANGERS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.FORWARDED | Kind.REQUEST_ID | Kind.CLAIM
@@ -50,19 +54,26 @@ def _is_ip(text: str) -> bool:
 class Client:
     """What one client connection adds to every request it sends; made once per connection."""
 
-    __slots__ = ("ip", "is_trusted", "_fields", "_for", "_proto", "_port")
+    __slots__ = ("ip", "is_trusted", "tls", "_fields", "_for", "_proto", "_port")
 
-    def __init__(self, ip: str, local_port: int, is_trusted: bool) -> None:
+    def __init__(self, ip: str, local_port: int, is_trusted: bool, tls: ClientTls | None = None) -> None:
         self.ip = ip
         self.is_trusted = is_trusted
+        self.tls = tls
+        """None: it came without TLS."""
         self._for = ip.encode() or b"unknown"
-        self._proto = b"http"
+        self._proto = b"http" if tls is None else b"https"
         self._port = b"%d" % local_port
         self._fields = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\nX-Forwarded-Host: " % (
             self._for,
             self._proto,
             self._port,
         )
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``, as the client came."""
+        return self._proto.decode()
 
     def request_id(self, head: RequestHead, fresh: bytes) -> bytes:
         """The id this request is known by: a trusted proxy's own, else `fresh`."""

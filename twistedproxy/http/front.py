@@ -12,15 +12,20 @@ from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.clock import Wheel
 from twistedproxy.config.model import HttpListener, Timeouts
+from twistedproxy.http.acting import act
 from twistedproxy.http.connection import IDLE_LINGER_S, FrontConnection
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.head import Limits
+from twistedproxy.http.mirror import Mirrors
 from twistedproxy.http.routes import Router
 from twistedproxy.net.networks import Networks
 from twistedproxy.net.proxy_protocol import ProxyHeaderReader
 from twistedproxy.net.transport import Transport
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
+
+CROWDED_KEEPALIVE_S = 5.0
+"""How long an idle connection is kept while the listener is close to its maximum."""
 
 
 class HttpFront:
@@ -37,6 +42,7 @@ class HttpFront:
         metrics: Metrics,
         access_log: AccessLog | None,
         on_closed: Callable[[], None] = lambda: None,
+        mirrors: Mirrors | None = None,
     ) -> None:
         self.reactor = reactor
         self.wheel = wheel
@@ -46,6 +52,9 @@ class HttpFront:
         self.metrics = metrics
         self.counts = metrics.listener(listener.address)
         self.access_log = access_log
+        self.mirrors = mirrors
+        self.act = act
+        """What an exchange does whose route has actions."""
         self.address = listener.address
         self.limits = Limits(listener.max_head, listener.max_request_line, listener.max_field, listener.max_fields)
         self.requests_per_connection = listener.requests_per_connection
@@ -56,6 +65,8 @@ class HttpFront:
         self.port = 0
         """The port clients connect to; 0 until the first has come, and for a unix socket."""
         self.is_draining = False
+        self._roomy_timeouts: Timeouts | None = None
+        """The configured ones, while the listener is crowded."""
         self._on_closed = on_closed
         self._connections: set[FrontConnection] = set()
         self.id_prefix = secrets.token_hex(6).encode()
@@ -91,6 +102,19 @@ class HttpFront:
     def fresh_id(self) -> bytes:
         """The id of something that never became an exchange."""
         return b"%b%08x" % (self.id_prefix, self.next_serial())
+
+    def mind_crowding(self, is_crowded: bool) -> None:
+        """Close to its maximum an idle connection is kept for a moment only, those that are idle already included; from the worker's clock."""
+        roomy = self._roomy_timeouts
+        if is_crowded and self.timeouts.keepalive_s > CROWDED_KEEPALIVE_S:
+            self._roomy_timeouts = self.timeouts
+            self.timeouts = replace(self.timeouts, keepalive_s=CROWDED_KEEPALIVE_S)
+            for connection in tuple(self._connections):
+                connection.keep_no_longer(CROWDED_KEEPALIVE_S)
+        elif not is_crowded and roomy is not None:
+            self._roomy_timeouts = None
+            if not self.is_draining and self.timeouts.keepalive_s == CROWDED_KEEPALIVE_S:
+                self.timeouts = roomy
 
     def drain(self) -> None:
         """Answer what is on the way, announce the close, let idle connections go."""

@@ -1,7 +1,7 @@
-"""HTTP/1 framing: where a body ends, chunked coding in both directions, and the heads of answers made here.
+"""HTTP/1 framing: chunked coding in both directions, and the heads of answers made here.
 
 How it works
-    There is one function per direction that says how long a body is (RFC 9112 6.3); everything ambiguous was refused with the head.
+    How long a body is the heads say (``body_length``, ``body_length_for``); everything ambiguous was refused with the head.
     ``ChunkedReader`` takes a chunked body apart (RFC 9112 7.1): runs of complete chunks without extensions go through
     ``take_chunks`` (native where it could be built), everything else through a small state machine, line by line. Lines end with
     CR LF only; extensions are checked and dropped; trailers are checked and the dangerous ones dropped. We always write our own chunks:
@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Iterable
 
 from twistedproxy.errors import BadBody, BadResponse
-from twistedproxy.http._pure import field_fault, kind_of
 from twistedproxy.http.head import take_chunks
-from twistedproxy.http.messages import CHUNKED, NO_BODY, REASONS, UNTIL_CLOSE, Kind, LocalResponse, RequestHead, ResponseHead
+from twistedproxy.http.kinds import kind_of
+from twistedproxy.http.lines import field_fault
+from twistedproxy.http.messages import REASONS, Kind, LocalResponse
 
 MAX_SIZE_LINE = 1024
 """Bytes of one chunk-size line, extensions included."""
@@ -39,23 +40,6 @@ _FORBIDDEN_TRAILERS = frozenset(
     b"sec-websocket-key sec-websocket-accept x-http-method-override x-method-override".split()
 )
 """Fields that decide routing, authentication, caching or how content is read mean nothing good behind a body (RFC 9110 6.5.1)."""
-
-
-def request_body_length(head: RequestHead) -> int:
-    """CHUNKED, or the number of bytes that follow `head`: 0 without a length, since a request never lasts until close."""
-    if head.is_chunked:
-        return CHUNKED
-    return head.content_length if head.content_length > 0 else NO_BODY
-
-
-def response_body_length(head: ResponseHead, request_method: bytes) -> int:
-    """NO_BODY, a number of bytes, CHUNKED or UNTIL_CLOSE. After a 101 the bytes that follow are no body but the tunnel's."""
-    status = head.status
-    if request_method == b"HEAD" or status < 200 or status in (204, 304):
-        return NO_BODY
-    if head.is_chunked:
-        return CHUNKED
-    return head.content_length if head.content_length >= 0 else UNTIL_CLOSE
 
 
 class Part(enum.Enum):

@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from twistedproxy.http._pure import field_fault, request_line_fault, status_line_fault
+from twistedproxy.http.lines import field_fault, request_line_fault, status_line_fault
 from twistedproxy.http.messages import RequestHead, ResponseHead
 from twistedproxy.http.refusals import refuse_request, refuse_response
 

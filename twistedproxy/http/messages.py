@@ -77,6 +77,12 @@ class Head(Protocol):
         ...
 
 
+LogPieces = tuple[str, str, str, str | None, str | None]
+"""(method, target, version, Referer, User-Agent) of a request; None: the field is absent."""
+MAX_LOG_PIECES = 1000
+"""Characters of them together, but for the version."""
+
+
 class RequestHead(Head, Protocol):
     method: bytes
     target: bytes
@@ -91,12 +97,24 @@ class RequestHead(Head, Protocol):
     query: bytes
     """Raw, without the question mark; b"" when absent."""
     expects_continue: bool
+    body_length: int
+    """CHUNKED, or the number of bytes that follow: 0 without a length, since a request never lasts until close."""
     is_canonical: bool
     """The request line as received may be forwarded unchanged: HTTP/1.1, and its target is `path` with the query (not absolute-form)."""
 
 
+    def log_pieces(self) -> LogPieces | None:
+        """What a log says of this head, when that is short and printable ASCII without quotes and backslashes; else None."""
+        ...
+
+
 class ResponseHead(Head, Protocol):
     status: int
+
+    def body_length_for(self, method: bytes) -> int:
+        """How long the body of this answer to a request of that method is (RFC 9112 6.3): NO_BODY, a number of bytes, CHUNKED or
+        UNTIL_CLOSE. After a 101 the bytes that follow are no body but the tunnel's."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

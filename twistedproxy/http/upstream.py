@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from twistedproxy.clock import NEVER, Timed, Wheel
 from twistedproxy.config.model import Keepalive
 from twistedproxy.errors import BadResponse, ProxyError, ResponseTimeout, ServerClosed, ServerStall, WriteStall
-from twistedproxy.http.h1 import ChunkedReader, response_body_length
+from twistedproxy.http.h1 import ChunkedReader
 from twistedproxy.http.head import RESPONSE_LIMITS, PartialResponse, parse_response
 from twistedproxy.http.messages import CHUNKED, UNTIL_CLOSE, ResponseHead
 from twistedproxy.net.transport import Transport
@@ -45,7 +45,7 @@ _IDLE, _HEAD, _BODY, _TUNNEL, _CLOSED = UpstreamState  # a global is found faste
 class UpstreamConnection(Timed):
     """One connection to one server."""
 
-    __slots__ = ("transport", "server", "exchange", "state", "served", "_wheel", "_keepalive", "_idle_s", "_may_reuse",
+    __slots__ = ("transport", "server", "exchange", "state", "served", "_wheel", "_keepalive", "_idle", "_idle_s", "_may_reuse",
                  "_partial", "_left", "_chunks", "_interim", "_is_paused")  # fmt: skip
 
     def __init__(self, transport: Transport, server: Server, wheel: Wheel, keepalive: Keepalive, may_reuse: bool) -> None:
@@ -58,6 +58,8 @@ class UpstreamConnection(Timed):
         """Exchanges completed; 0 means the connection is fresh."""
         self._wheel = wheel
         self._keepalive = keepalive
+        self._idle: list[UpstreamConnection] = server.idle
+        """Where it goes when it is idle: never to the list of a later time, when servers are talked to on other terms (TLS)."""
         self._idle_s = keepalive.idle_s
         self._may_reuse = may_reuse
         self._partial: PartialResponse | None = None
@@ -94,7 +96,7 @@ class UpstreamConnection(Timed):
     def release(self, keep: bool, now: float) -> None:
         """The exchange is over. With `keep`, the connection waits for the next one if it is clean."""
         self.exchange = None
-        idle = self.server.idle
+        idle = self._idle
         if keep and self._may_reuse and self.state is _IDLE and len(idle) < self._keepalive.size:
             self.served += 1
             if self._is_paused:
@@ -139,8 +141,8 @@ class UpstreamConnection(Timed):
         return self.transport
 
     def _end(self) -> None:
-        if self.state is _IDLE and self in self.server.idle:
-            self.server.idle.remove(self)
+        if self.state is _IDLE and self in self._idle:
+            self._idle.remove(self)
         self.state = _CLOSED
         self._wheel.disarm(self)
 
@@ -186,7 +188,7 @@ class UpstreamConnection(Timed):
             self._fail(error)
 
     def _begin_body(self, exchange: Exchange, head: ResponseHead, body: bytes) -> None:
-        length = response_body_length(head, exchange.method)
+        length = head.body_length_for(exchange.method)
         if head.wants_close:
             self._may_reuse = False
         elif self.served == 0:

@@ -147,6 +147,10 @@ class Scoreboard:
         self._zero(slot)
         self._cells[_TAKEN + slot] = 0
 
+    def clear_slot(self, slot: int) -> None:
+        """The same for a slot whose next worker comes at once: it stays taken."""
+        self._zero(slot)
+
     def _zero(self, slot: int) -> None:
         cells = self._cells
         for table in range(len(TABLES)):

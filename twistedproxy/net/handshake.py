@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from twistedproxy.clock import Timed, Wheel
-from twistedproxy.errors import BadHello, ProxyError, ServerTlsFailed, TlsFailed, TlsTimeout
+from twistedproxy.errors import ProxyError, ServerTlsFailed, TlsFailed, TlsTimeout
 from twistedproxy.net.tls_transport import TlsTransport, reason_of
 from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, read
 from twistedproxy.tls.servers import ServerTlsUse

@@ -87,7 +87,7 @@ class TlsTransport(Transport):
         self.tls: SSL.Connection | None = tls
         self.on_closing: Callable[[SSL.Connection], None] | None = None
         """Called once before an orderly close, to keep the session for the next connection."""
-        self._send = partial(_send_records, tls)  # type: ignore[assignment]  # holds no reference to us
+        self._send = partial(_send_records, tls)  # holds no reference to us
         self._reads_when_writable = False
         self._goodbye_waits = False
         """close_notify could not be sent yet."""

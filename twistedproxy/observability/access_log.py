@@ -63,44 +63,55 @@ class LoggedHead(Protocol):
 
     def get(self, name: bytes) -> bytes | None: ...
 
+    def log_pieces(self) -> tuple[str, str, str, str | None, str | None] | None:
+        """(method, target, version, Referer, User-Agent) when they are short, printable ASCII without quotes and backslashes."""
+        ...
+
 
 # Escaping
 
 _PLAIN = frozenset(range(0x20, 0x7F)) - frozenset(b'"\\')
-_ODD = bytes(c not in _PLAIN for c in range(256))
-"""Translates bytes to 0 where they can be written as they are in both formats, else to 1."""
 _ESCAPES = {c: f"\\x{c:02X}" for c in range(256) if c not in _PLAIN}
 _WORD_ESCAPES = {**_ESCAPES, 0x20: "\\x20"}
-_NAMES = {name._value_: name._value_.encode() for name in (*Cause, *Phase)}
+_OK = Cause.OK
+_OK_ENDING = "ok/-"
+_DASHES = ("", "", "", None, None)
+_STATUS_TEXT = ("-", *map(str, range(1, 1000)))
 
 
-def _escaped(value: bytes | None, limit: int, escapes: dict[int, str] = _ESCAPES) -> bytes:
+def _escaped(value: bytes | None, limit: int, escapes: dict[int, str] = _ESCAPES) -> str:
     """A field of a combined line; ``-`` when absent or empty."""
     if not value:
-        return b"-"
+        return "-"
     escaped = value[:limit].decode("latin-1").translate(escapes)
-    return (escaped if len(escaped) <= limit else value[: limit // 4].decode("latin-1").translate(escapes)).encode("ascii")
+    return escaped if len(escaped) <= limit else value[: limit // 4].decode("latin-1").translate(escapes)
 
 
 @functools.lru_cache(maxsize=8192)
-def _word(value: str) -> bytes:
+def _word(value: str) -> str:
     """A name or address for a place without quotes in a combined line."""
     return _escaped(value.encode("utf-8", "backslashreplace"), WORD_MAX, _WORD_ESCAPES)
 
 
-def _json_bytes(value: bytes | None, limit: int) -> bytes:
+def _json_bytes(value: bytes | None, limit: int) -> str:
     """A JSON string in ASCII; ``null`` when absent."""
     if value is None:
-        return b"null"
+        return "null"
     written = json_string(value[:limit].decode("utf-8", "backslashreplace"))
     if len(written) > limit + 2:
         written = json_string(value[: limit // 6].decode("utf-8", "backslashreplace"))
-    return written.encode("ascii")
+    return written
 
 
 @functools.lru_cache(maxsize=8192)
-def _json_word(value: str) -> bytes:
+def _json_word(value: str) -> str:
     return _json_bytes(value.encode("utf-8", "backslashreplace") or None, WORD_MAX)
+
+
+@functools.lru_cache(maxsize=8192)
+def _place(site: str, pool: str, server: str) -> str:
+    """Three names side by side in a combined line."""
+    return f"{_word(site)} {_word(pool)} {_word(server)}"
 
 
 class _Clock:
@@ -109,19 +120,18 @@ class _Clock:
     __slots__ = ("_second", "_text", "_render")
 
     def __init__(self, render: Callable[[int], str]) -> None:
-        self._second = -1
-        self._text = b""
+        self._second = -1.0
+        self._text = ""
         self._render = render
 
-    def at(self, when: float) -> bytes:
-        second = int(when)
-        if second != self._second:
-            self._second = second
-            self._text = self._render(second).encode("ascii")
+    def at(self, when: float) -> str:
+        if not 0.0 <= when - self._second < 1.0:
+            self._second = when // 1
+            self._text = self._render(int(when))
         return self._text
 
 
-# Lines: a queued entry is (formatter, when, …). What a client sent is looked at once, joined: it is nearly always plain.
+# Lines: a queued entry is (formatter, when, …). What a client sent is nearly always plain, which the head itself says in one call.
 
 
 class _Combined:
@@ -130,34 +140,35 @@ class _Combined:
     def __init__(self) -> None:
         self._clock = _Clock(lambda second: time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(second)))
 
-    def http(self, entry: tuple[Any, ...]) -> bytes:
-        _, when, ip, head, status, sent, _received, site, pool, server, duration, _attempts, cause, phase, request_id, _ = entry
-        if head is None:
-            request = referer = agent = b"-"
-            request_id = _escaped(request_id, WORD_MAX, _WORD_ESCAPES)
-        else:
-            method, target = head.method, head.target
-            referer, agent = head.get(b"referer") or b"-", head.get(b"user-agent") or b"-"
-            sample = b" ".join((method, target, referer, agent, request_id))
-            if len(sample) > FIELD_MAX or 1 in sample.translate(_ODD) or not request_id or b" " in request_id:
-                method, target = _escaped(method, METHOD_MAX), _escaped(target, TARGET_MAX)
-                referer, agent = _escaped(referer, FIELD_MAX), _escaped(agent, FIELD_MAX)
-                request_id = _escaped(request_id, WORD_MAX, _WORD_ESCAPES)
-            request = b"%b %b HTTP/1.%d" % (method, target, head.minor)
-        return b'%b - - [%b] "%b" %b %d "%b" "%b" %b %b %b %.4f %b/%b %b\n' % (
-            _word(ip), self._clock.at(when), request, b"%d" % status if status else b"-", sent, referer, agent,
-            _word(site), _word(pool), _word(server), duration,
-            _NAMES[cause._value_], b"-" if phase is None else _NAMES[phase._value_], request_id,
-        )  # fmt: skip
+    def http(self, entry: tuple[Any, ...]) -> str:
+        _, when, ip, head, status, sent, _received, site, pool, server, duration, _attempts, cause, phase, given_id, _ = entry
+        pieces = _DASHES if head is None else head.log_pieces()
+        if pieces is None:
+            pieces = (
+                _escaped(head.method, METHOD_MAX), _escaped(head.target, TARGET_MAX), f"HTTP/1.{head.minor:d}",
+                _escaped(head.get(b"referer"), FIELD_MAX), _escaped(head.get(b"user-agent"), FIELD_MAX),
+            )  # fmt: skip
+        method, target, version, referer, agent = pieces
+        request = f"{method} {target} {version}" if method else "-"
+        # Ids made here are letters and digits.
+        request_id = given_id.decode() if given_id.isalnum() and len(given_id) <= WORD_MAX else _escaped(given_id, WORD_MAX, _WORD_ESCAPES)
+        return (
+            f'{_word(ip)} - - [{self._clock.at(when)}] "{request}" {_STATUS_TEXT[status]} {sent} "{referer or "-"}" "{agent or "-"}" '
+            f"{_place(site, pool, server)} {duration:.4f} {_OK_ENDING if cause is _OK and phase is None else _ending(cause, phase)} "
+            f"{request_id}\n"
+        )
 
-    def tcp(self, entry: tuple[Any, ...]) -> bytes:
+    def tcp(self, entry: tuple[Any, ...]) -> str:
         _, when, ip, listener, pool, server, bytes_in, bytes_out, duration, cause, phase, session_id = entry
         name = _word(listener)
-        return b'%b - - [%b] "TCP %b" - %d "-" "-" %b %b %b %.4f %b/%b %b bytes_in=%d\n' % (
-            _word(ip), self._clock.at(when), name, bytes_out, name, _word(pool), _word(server), duration,
-            _NAMES[cause._value_], b"-" if phase is None else _NAMES[phase._value_],
-            _escaped(session_id, WORD_MAX, _WORD_ESCAPES), bytes_in,
-        )  # fmt: skip
+        return (
+            f'{_word(ip)} - - [{self._clock.at(when)}] "TCP {name}" - {bytes_out} "-" "-" {name} {_word(pool)} {_word(server)} '
+            f"{duration:.4f} {_ending(cause, phase)} {_escaped(session_id, WORD_MAX, _WORD_ESCAPES)} bytes_in={bytes_in}\n"
+        )
+
+
+def _ending(cause: Cause, phase: Phase | None) -> str:
+    return f"{cause.value}/{'-' if phase is None else phase.value}"
 
 
 class _Json:
@@ -166,45 +177,43 @@ class _Json:
     def __init__(self) -> None:
         self._clock = _Clock(lambda second: time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
 
-    def http(self, entry: tuple[Any, ...]) -> bytes:
+    def http(self, entry: tuple[Any, ...]) -> str:
         _, when, ip, head, status, sent, received, site, pool, server, duration, attempts, cause, phase, request_id, listener = entry
         if head is None:
-            who = b'"method":null,"target":null,"version":null'
-            referer = agent = b"null"
-            request_id = _json_bytes(request_id or None, WORD_MAX)
+            who = '"method":null,"target":null,"version":null'
+            referer = agent = "null"
         else:
-            method, target, referer, agent = head.method, head.target, head.get(b"referer"), head.get(b"user-agent")
-            sample = b" ".join((method, target, referer or b"", agent or b"", request_id))
-            if len(sample) > FIELD_MAX or 1 in sample.translate(_ODD) or not request_id:
-                method, target = _json_bytes(method, METHOD_MAX), _json_bytes(target, TARGET_MAX)
-                referer, agent = _json_bytes(referer, FIELD_MAX), _json_bytes(agent, FIELD_MAX)
-                request_id = _json_bytes(request_id or None, WORD_MAX)
+            pieces = head.log_pieces()
+            if pieces is not None:
+                method, target, version, referer, agent = pieces
+                who = f'"method":"{method}","target":"{target}","version":"{version}"'
+                referer = "null" if referer is None else f'"{referer}"'
+                agent = "null" if agent is None else f'"{agent}"'
             else:
-                method, target, request_id = b'"%b"' % method, b'"%b"' % target, b'"%b"' % request_id
-                referer = b"null" if referer is None else b'"%b"' % referer
-                agent = b"null" if agent is None else b'"%b"' % agent
-            who = b'"method":%b,"target":%b,"version":"HTTP/1.%d"' % (method, target, head.minor)
+                method, target = _json_bytes(head.method, METHOD_MAX), _json_bytes(head.target, TARGET_MAX)
+                who = f'"method":{method},"target":{target},"version":"HTTP/1.{head.minor:d}"'
+                referer, agent = _json_bytes(head.get(b"referer"), FIELD_MAX), _json_bytes(head.get(b"user-agent"), FIELD_MAX)
         return (
-            b'{"ts":"%b.%03dZ","client_ip":%b,%b,"status":%b,"bytes_sent":%d,"bytes_received":%d,"referer":%b,"user_agent":%b,'
-            b'"site":%b,"pool":%b,"server":%b,"duration":%.4f,"attempts":%d,"cause":"%b","phase":%b,"id":%b,"listener":%b}\n'
-        ) % (
-            self._clock.at(when), when % 1 * 1000, _json_word(ip), who, b"%d" % status if status else b"null", sent, received,
-            referer, agent, _json_word(site), _json_word(pool), _json_word(server), duration, attempts,
-            _NAMES[cause._value_], b"null" if phase is None else _json_word(phase._value_), request_id, _json_word(listener),
-        )  # fmt: skip
+            f'{{"ts":"{self._clock.at(when)}.{int(when % 1 * 1000):03d}Z","client_ip":{_json_word(ip)},{who},"status":{status or "null"},'
+            f'"bytes_sent":{sent},"bytes_received":{received},"referer":{referer},"user_agent":{agent},'
+            f'"site":{_json_word(site)},"pool":{_json_word(pool)},"server":{_json_word(server)},"duration":{duration:.4f},'
+            f'"attempts":{attempts},"cause":"{cause.value}","phase":{_json_phase(phase)},'
+            f'"id":{_json_bytes(request_id or None, WORD_MAX)},"listener":{_json_word(listener)}}}\n'
+        )
 
-    def tcp(self, entry: tuple[Any, ...]) -> bytes:
+    def tcp(self, entry: tuple[Any, ...]) -> str:
         _, when, ip, listener, pool, server, bytes_in, bytes_out, duration, cause, phase, session_id = entry
         name = _json_word(listener)
         return (
-            b'{"ts":"%b.%03dZ","client_ip":%b,"method":"TCP","target":%b,"version":null,"status":null,"bytes_sent":%d,'
-            b'"bytes_received":%d,"referer":null,"user_agent":null,"site":null,"pool":%b,"server":%b,"duration":%.4f,'
-            b'"attempts":null,"cause":"%b","phase":%b,"id":%b,"listener":%b}\n'
-        ) % (
-            self._clock.at(when), when % 1 * 1000, _json_word(ip), name, bytes_out, bytes_in, _json_word(pool), _json_word(server),
-            duration, _NAMES[cause._value_], b"null" if phase is None else _json_word(phase._value_),
-            _json_bytes(session_id or None, WORD_MAX), name,
-        )  # fmt: skip
+            f'{{"ts":"{self._clock.at(when)}.{int(when % 1 * 1000):03d}Z","client_ip":{_json_word(ip)},"method":"TCP","target":{name},'
+            f'"version":null,"status":null,"bytes_sent":{bytes_out},"bytes_received":{bytes_in},"referer":null,"user_agent":null,'
+            f'"site":null,"pool":{_json_word(pool)},"server":{_json_word(server)},"duration":{duration:.4f},"attempts":null,'
+            f'"cause":"{cause.value}","phase":{_json_phase(phase)},"id":{_json_bytes(session_id or None, WORD_MAX)},"listener":{name}}}\n'
+        )
+
+
+def _json_phase(phase: Phase | None) -> str:
+    return "null" if phase is None else f'"{phase.value}"'
 
 
 # The file
@@ -378,7 +387,7 @@ class AccessLog:
             except Exception as e:  # a line that cannot be written must not take the others with it
                 self.dropped += 1
                 self._tell(f"a line could not be formatted: {e!r}")
-        data = b"".join(lines)
+        data = "".join(lines).encode("ascii")
         if self._pending_bytes + len(data) > MAX_PENDING_BYTES and self._pending:
             self.dropped += len(lines)
             return

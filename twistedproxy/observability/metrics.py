@@ -61,6 +61,10 @@ class Metrics:
         """(pool, reason)."""
         self.rejected: Counter[str] = Counter()
         """By `ProxyError.reason`."""
+        self.splits: Counter[tuple[str, str, str]] = Counter()
+        """(site, path, pool): requests by the side of a split they took."""
+        self.mirrors: Counter[tuple[str, str, str, str]] = Counter()
+        """(site, path, pool, result)."""
         self.log_lines_dropped = 0
 
     def http(self, site: str, pool: str) -> HttpCounts:
@@ -90,6 +94,8 @@ class Metrics:
             "tcp_sessions": [[*key, n] for key, n in self.tcp_sessions.items()],
             "retries": [[*key, n] for key, n in self.retries.items()],
             "rejected": [[reason, n] for reason, n in self.rejected.items()],
+            "splits": [[*key, n] for key, n in self.splits.items()],
+            "mirrors": [[*key, n] for key, n in self.mirrors.items()],
             "servers": [[pool, server, leases, failures] for pool, server, _, leases, failures in rows],
             "log_lines_dropped": self.log_lines_dropped,
             "gauges": {
@@ -101,7 +107,7 @@ class Metrics:
 
 
 _KEY_COLUMNS = {
-    "requests": 4, "durations": 2, "listeners": 1, "tcp_sessions": 3, "retries": 2, "rejected": 1, "servers": 2,
+    "requests": 4, "durations": 2, "listeners": 1, "tcp_sessions": 3, "retries": 2, "rejected": 1, "splits": 3, "mirrors": 4, "servers": 2,
     "connections": 1, "queues": 1,
 }  # fmt: skip
 

@@ -105,6 +105,8 @@ class Pool:
         self._report_at = LONG_AGO
         self._is_handing_over = False
         self._freed: list[Server] = []
+        self.tls: Any = None
+        """How to connect with TLS (`net.tls_connector.TlsConnector`); None: without."""
         self._by_address: dict[str, Server] = {}
         for server in spec.servers:
             self._by_address[server.address] = Server(server, spec.limit_of(server), spec.slow_start_s)
@@ -129,6 +131,13 @@ class Pool:
     def server(self, address: str) -> Server | None:
         """The server of this canonical address, if it is in the pool."""
         return self._by_address.get(address)
+
+    def forget_connections(self) -> None:
+        """Idle connections are closed, and those in use will not be idle again: how servers are talked to has changed."""
+        for server in (*self._by_address.values(), *self._departed.values()):
+            idle, server.idle = server.idle, []
+            for connection in tuple(idle):
+                connection.close()
 
     def update(self, spec: PoolSpec) -> list[Server]:
         """Be what `spec` says; returns the servers that left, which live on until their leases end.

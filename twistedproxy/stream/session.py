@@ -130,7 +130,9 @@ class Session(Timed):
             return
         self._connect_began = front.seconds()
         timeouts = front.timeouts
-        self._attempt = connect(
+        tls = pool.tls
+        begin = connect if tls is None else tls.to(server.address, self._proxy_header(), timeouts.tls_handshake_s)
+        self._attempt = begin(
             front.reactor,
             front.wheel,
             endpoints[server.leases % len(endpoints)],
@@ -181,9 +183,10 @@ class Session(Timed):
         self._latency_s = front.seconds() - self._connect_began
         self._move(State.RELAYING)
         front.wheel.disarm(self)
-        version = front.pool.spec.send_proxy
-        if version:
-            upstream.write(encode(version, (self.ip, self.port), self._destination or client.local))
+        if upstream.is_plain:  # with TLS it went before the handshake
+            header = self._proxy_header()
+            if header:
+                upstream.write(header)
         front.metrics.tcp_sessions[front.address, front.pool.name, lease.server.address] += 1
         timeouts = front.timeouts
         self._relay = relay = Relay(

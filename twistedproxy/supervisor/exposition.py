@@ -52,6 +52,9 @@ class _Totals(Collector):
         sizes += [(address, "out", size) for address, _, _, size in of["listeners"]]
         yield _counter("revproxy_bytes", "Bytes from (in) and to (out) clients.", ("listener", "direction"), sizes)
         yield _counter("revproxy_tcp_sessions", "TCP sessions begun.", ("listener", "pool", "server"), of["tcp_sessions"])
+        yield _counter("revproxy_split_requests", "Requests by the side of a split they took.", ("site", "path", "pool"), of["splits"])
+        results = ("site", "path", "pool", "result")
+        yield _counter("revproxy_mirror_requests", "Copies of requests made by mirrors, by what became of them.", results, of["mirrors"])
         yield _counter("revproxy_retries", "Extra attempts, by what failed before.", ("pool", "reason"), of["retries"])
         yield _counter("revproxy_rejected", "Requests and connections refused by the proxy itself.", ("reason",), of["rejected"])
 

@@ -5,7 +5,7 @@ Lending is one rule, `sockets.assign`, applied anew whenever a worker's state ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -35,6 +35,18 @@ class ListeningSockets(Protocol):
     def descriptor(self, key: SocketKey) -> int: ...
 
 
+class Columns(Protocol):
+    """The slots of `ipc.scoreboard.Scoreboard`: one column of cells for each worker."""
+
+    def take_slot(self) -> int: ...
+
+    def free_slot(self, slot: int) -> None: ...
+
+    def clear_slot(self, slot: int) -> None:
+        """Forget what a dead worker counted; its successor has the same slot."""
+        ...
+
+
 class Backoff:
     """How long a slot waits before its next worker: not at all after one that lived, ever longer in a crash loop."""
 
@@ -53,7 +65,7 @@ class Backoff:
 class Fleet:
     """The workers.
 
-    `command` gives the arguments that start the worker of a slot; `zero_column` clears the slot's cells in the scoreboard;
+    `command` gives the arguments that start the worker of a slot; `columns` are the slots of the scoreboard;
     `on_change` hears of every change of a worker's state; `on_failures` gets rows of `commands.Failures`;
     `nursery` makes the processes (None: each is started by itself).
     """
@@ -69,27 +81,31 @@ class Fleet:
         *,
         command: Callable[[int], list[str]],
         scoreboard_fd: int,
-        zero_column: Callable[[int], None],
+        columns: Columns,
         on_change: Callable[[Worker], None],
         on_failures: Callable[[list[list[Any]]], None],
         nursery: Nursery | None = None,
     ) -> None:
         self._reactor = reactor
-        self._slots = slots
+        self._wanted = slots
         self._sockets = sockets
         self._world = world
         self._command = command
         self._scoreboard_fd = scoreboard_fd
-        self._zero_column = zero_column
+        self._columns = columns
         self._on_change = on_change
         self._on_failures = on_failures
         self._nursery = nursery
         self._null_fd = -1
         self._workers: dict[int, Worker] = {}
-        self._backoffs = [Backoff() for _ in range(slots)]
+        self._backoffs: dict[int, Backoff] = {}
+        self._retiring: set[int] = set()
+        """Slots whose worker finishes and gets no successor."""
         self._respawns: dict[int, Any] = {}
         self._lent: dict[SocketKey, tuple[Worker, ...]] = {}
+        self._held: set[str] = set()
         self._gone = merge([])
+        self._has_begun = False
         self._is_stopping = False
         self._checked = 0.0
         self._loop = LoopingCall(self._check)
@@ -107,8 +123,11 @@ class Fleet:
             self._nursery.start(self._null_fd).addCallback(lambda _: self._spawn_all())
 
     def _spawn_all(self) -> None:
-        for slot in range(self._slots):
-            self._spawn(slot)
+        if self._is_stopping:
+            return
+        self._has_begun = True
+        for _ in range(self._wanted):
+            self._spawn(self._columns.take_slot())
 
     def _spawn(self, slot: int) -> None:
         self._respawns.pop(slot, None)
@@ -131,10 +150,15 @@ class Fleet:
         if worker.statistics is not None:
             self._gone = merge([self._gone, without_gauges(worker.statistics)])
             worker.statistics = None
-        self._zero_column(worker.slot)
+        if worker.slot in self._retiring:
+            self._retiring.discard(worker.slot)
+            del self._workers[worker.slot]
+            self._columns.free_slot(worker.slot)
+            return
+        self._columns.clear_slot(worker.slot)
         if self._is_stopping:
             return
-        delay = self._backoffs[worker.slot].delay(self._reactor.seconds() - worker.started)
+        delay = self._backoffs.setdefault(worker.slot, Backoff()).delay(self._reactor.seconds() - worker.started)
         if delay >= 1:
             self.log.error(
                 "worker {slot} ends again and again soon after its start: next try in {delay:.1f} s. Its last words above say why; "
@@ -142,6 +166,26 @@ class Fleet:
                 slot=worker.slot, delay=delay,
             )  # fmt: skip
         self._respawns[worker.slot] = self._reactor.callLater(delay, self._spawn, worker.slot)
+
+    def resize(self, slots: int) -> None:
+        """More workers, or fewer: the last ones finish what they have, and their sockets are lent to the others meanwhile."""
+        self._wanted = slots
+        if not self._has_begun or self._is_stopping:
+            return
+        staying = sorted(self._workers.keys() - self._retiring)
+        for slot in staying[slots:]:
+            self._retiring.add(slot)
+            respawn = self._respawns.pop(slot, None)
+            worker = self._workers[slot]
+            if respawn is not None:
+                respawn.cancel()
+                self._retiring.discard(slot)
+                del self._workers[slot]
+                self._columns.free_slot(slot)
+            else:
+                worker.drain()
+        for _ in range(slots - len(staying)):
+            self._spawn(self._columns.take_slot())
 
     def drain(self, within_s: float) -> Deferred[None]:
         """Let every worker finish; fires when all have ended, at the latest `within_s` and a grace later."""
@@ -190,6 +234,14 @@ class Fleet:
     def worker_failures(self, rows: list[list[Any]]) -> None:
         self._on_failures(rows)
 
+    def hold(self, listeners: Iterable[str]) -> None:
+        """New listeners that no worker knows of yet: not lent before `lend`."""
+        self._held |= set(listeners)
+
+    def lend(self, listeners: Iterable[str]) -> None:
+        self._held -= set(listeners)
+        self._lend()
+
     def _lend(self) -> None:
         """Bring the sockets to whom they belong now: adopt first, give back after, so that each always has somebody."""
         if self._is_stopping:
@@ -198,7 +250,8 @@ class Fleet:
         if not serving:
             # Better a laggard than nobody.
             serving = {worker.slot: worker for worker in self._workers.values() if worker.state is State.LAGGING}
-        wanted = {key: tuple(serving[slot] for slot in slots) for key, slots in assign(self._sockets.counts, serving).items()}
+        counts = {address: count for address, count in self._sockets.counts.items() if address not in self._held}
+        wanted = {key: tuple(serving[slot] for slot in slots) for key, slots in assign(counts, serving).items()}
         before, self._lent = self._lent, wanted
         for key, workers in wanted.items():
             for worker in workers:
@@ -215,10 +268,13 @@ class Fleet:
     def workers(self) -> Sequence[Worker]:
         return [self._workers[slot] for slot in sorted(self._workers)]
 
-    def reach(self, revision: int, change: Mapping[str, Any]) -> Deferred[tuple[int, list[int]]]:
-        """Bring every live worker to `revision`; fires after 5 s at the latest with (how many were asked, slots that did not answer)."""
+    def reach(self, revision: int, change: Mapping[str, Any] | None) -> Deferred[tuple[int, list[int]]]:
+        """Bring every live worker to `revision`, by `change` or (None) by the whole model.
+
+        Fires after 5 s at the latest with (how many were asked, slots that did not answer).
+        """
         asked = [w for w in self.workers if w.state in (State.SERVING, State.LAGGING)]
-        answers = [worker.reach(revision, change) for worker in asked]
+        answers = [worker.reach_whole(revision) if change is None else worker.reach(revision, change) for worker in asked]
         done: Deferred[tuple[int, list[int]]] = Deferred()
         left = len(answers)
 

@@ -1,41 +1,44 @@
 """The journal: every live change in one append-only file of JSON lines, durable before it is acknowledged (faults: P17).
 
 How it works
-    The first line is a header with the format's version and the revision the file starts after. Every other line is one
-    change: revision, at, by, reason, node, what it replaced (``change``), the change itself (``apply``), and its
-    *overrides*: for each value it set, what the configuration file said then (``base``) and the new value. A line is
-    one write, then fsync; only then is the change acknowledged. A line without its end is a write that a crash cut short:
-    nobody was told it happened, so it is cut off. Anything else that cannot be read makes the whole file suspect: it is set aside and the
-    proxy starts from its configuration.
+    `records` says what the lines are. A line is one write, then fsync; only then is the change acknowledged. A line without
+    its end is a write that a crash cut short: nobody was told it happened, so it is cut off. Anything else that cannot be read makes the
+    whole file suspect: it is set aside and the proxy starts from its configuration.
 
     Replay (`overrides.py`) lays the last override of each value over the configuration, unless the file changed that very value since.
+    Above `COMPACT_BYTES` the file becomes ``journal-FIRST-LAST.jsonl`` beside it and a new one begins with what is in force.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import json
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from twistedproxy.config import changes
-from twistedproxy.config.changes import Change
+from twistedproxy.config import changes, undo
+from twistedproxy.config.changes import Change, ReplaceConfig
 from twistedproxy.config.control import Entry
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ChangeRefused
+from twistedproxy.supervisor import records
 from twistedproxy.supervisor.overrides import Override, Overrides, Superseded, overrides_of
+from twistedproxy.supervisor.records import Corrupt, Parsed, Record
 
-FORMAT = 1
 KEPT_ENTRIES = 10_000
-"""Entries answered from memory by `entries`; the file keeps all."""
+"""Entries answered from memory by `entries`; the files keep all."""
+COMPACT_BYTES = 8 * 1024 * 1024
 
 T = TypeVar("T")
 InThread = Callable[[Callable[[], None]], "Deferred[None]"]
@@ -52,32 +55,55 @@ class Replayed:
     """Overrides that the configuration file has overtaken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What else is journaled with a change."""
+
+    described: Mapping[str, Any] | None = None
+    """In place of `changes.describe`."""
+    undoes: int | None = None
+    confirm_by: str | None = None
+    configured: Model | None = None
+    """Of a `ReplaceConfig`: what the text means, without live values."""
+    superseded: tuple[Override, ...] = ()
+    revived: tuple[Override, ...] = ()
+    """Live values that are in force again."""
+
+
 class ChangeLog(Protocol):
     """Where revisions come from; one file today, a store shared by several machines one day."""
 
     revision: int
 
-    async def append(self, model: Model, change: Change, *, by: str, reason: str) -> Entry:
+    async def append(self, model: Model, change: Change, *, by: str, reason: str, note: Note = Note()) -> Entry:
         """Give `change`, valid for the running `model`, the next revision and make it durable; `ChangeRefused` (503) when that fails."""
         ...
 
-    def replay(self, configured: Model) -> Replayed: ...
+    def replay(self, configured: Model, text: str | None = None) -> Replayed: ...
+
+    def lay_over(self, configured: Model, revived: Sequence[Override] = ()) -> tuple[Model, tuple[Superseded, ...]]:
+        """The live values over another configuration; nothing is changed."""
+        ...
 
     def entries(self, after: int = 0) -> Sequence[Entry]: ...
+
+    def record(self, revision: int) -> Record | None: ...
+
+    def records_after(self, revision: int) -> Sequence[Record]: ...
+
+    async def confirm(self, revision: int, by: str) -> None: ...
+
+    def unconfirmed(self) -> Sequence[Entry]:
+        """Changes that wait for confirmation, or did when we went down."""
+        ...
+
+    def configuration_at(self, revision: int) -> tuple[str, Overrides] | None:
+        """The file's text and the live values in force at `revision`; blocking; None when it is not known any more."""
+        ...
 
     def watch(self, observer: Callable[[Entry], None]) -> Callable[[], None]:
         """Call `observer` for every new entry, whoever made it, until the returned function is called."""
         ...
-
-
-class Corrupt(Exception):
-    """The journal holds something this program did not write."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    entry: Entry
-    overrides: tuple[Override, ...]
 
 
 class Journal:
@@ -95,7 +121,10 @@ class Journal:
         self._node = socket.gethostname()
         self._observers: list[Callable[[Entry], None]] = []
         self.revision = 0
-        self._entries: deque[Entry] = deque(maxlen=KEPT_ENTRIES)
+        self._first = 0
+        self._text: str | None = None
+        self._records: deque[Record] = deque(maxlen=KEPT_ENTRIES)
+        self._confirmed: set[int] = set()
         self._overrides = Overrides()
         self._configured = Model()
         self._file = -1
@@ -110,13 +139,12 @@ class Journal:
                 data = f.read()
         except FileNotFoundError:
             data = b""
-        keep = len(data)
         try:
-            revision, lines, keep = parse(data)
+            parsed = records.parse(data)
         except Corrupt as e:
-            lines = []
-            revision = self._set_aside(data, e)
-            data, keep = b"", 0
+            parsed = Parsed(revision=self._set_aside(data, e))
+            data = b""
+        keep = parsed.keep
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if keep < len(data):
             self.log.warn(
@@ -125,16 +153,44 @@ class Journal:
             )  # fmt: skip
             os.ftruncate(self._file, keep)
         self._length = keep
-        self.revision = revision
+        self.revision = parsed.revision
+        self._first = parsed.first if keep else parsed.revision
         if not keep:
-            self._write(_dump({"journal": FORMAT, "revision": revision, "node": self._node}))
+            self._write(records.header(parsed.revision, self._node))
             sync_directory(os.path.dirname(self.path))
         elif data[keep - 1 : keep] != b"\n":
             self._write(b"\n")
-        for line in lines:
-            self.revision = line.entry.revision
-            self._entries.append(line.entry)
-            self._overrides.add(line.overrides)
+        self._take(parsed)
+
+    def _take(self, parsed: Parsed) -> None:
+        self._records.extend(self._before(parsed.first) if parsed.first else ())
+        for record in parsed.records:
+            if record.undoes is not None:
+                records.mark_undone(self._records, record)
+            self._records.append(record)
+        self._confirmed |= parsed.confirmed
+        self._overrides = overrides_in(parsed, parsed.revision)
+        if parsed.texts:
+            self._text = parsed.texts[max(parsed.texts)]
+
+    def _before(self, first: int) -> Sequence[Record]:
+        """The changes of the file that the last compaction put aside."""
+        for path in self._history():
+            try:
+                with open(path, "rb") as f:
+                    parsed = records.parse(f.read())
+            except (OSError, Corrupt) as e:
+                self.log.warn("{path}: older changes are not listed: {why}", path=path, why=str(e))
+                return ()
+            self._confirmed |= parsed.confirmed
+            return [record for record in parsed.records if record.entry.revision <= first]
+        return ()
+
+    def _history(self) -> list[str]:
+        """Files of older changes, newest first."""
+        stem = self.path.removesuffix(".jsonl")
+        found = [(re.fullmatch(r"(\d+)-(\d+)", p[len(stem) + 1 : -6]), p) for p in glob.glob(glob.escape(stem) + "-*.jsonl")]
+        return [path for _, path in sorted(((int(m[1]), path) for m, path in found if m), reverse=True)]
 
     def _set_aside(self, data: bytes, why: Corrupt) -> int:
         """Keep the unreadable file for people to look at; returns the highest revision that can be read in it."""
@@ -157,14 +213,62 @@ class Journal:
         )  # fmt: skip
         return revision
 
-    def replay(self, configured: Model) -> Replayed:
-        """Lay the overrides over what the file says; further changes are recorded against `configured`."""
-        self._configured = configured
+    def replay(self, configured: Model, text: str | None = None) -> Replayed:
+        """Lay the overrides over what the file says; further changes are recorded against `configured`.
+
+        A `text` that differs from the one last in force was edited while we were down: that is a change like any other.
+        """
         model, superseded = self._overrides.over(configured)
+        self._configured = configured
+        if text is not None and text != self._text:
+            try:
+                self._remember(configured, text, tuple(s.override for s in superseded))
+            except OSError as e:
+                self.log.error("journal {path}: the edit of the configuration is not recorded: {why}", path=self.path, why=str(e))
         return Replayed(model, self.revision, superseded)
 
+    def _remember(self, configured: Model, text: str, superseded: tuple[Override, ...]) -> None:
+        if self._text is None:
+            self._write(records.dump({"config": text, "revision": self.revision, "at": self._now()}))
+            self._text = text
+            return
+        described = {"kind": "replace_config", "changes": ["the file was edited while the proxy was down"]}
+        note = Note(described, configured=configured, superseded=superseded)
+        record, line = self._made(Model(), ReplaceConfig(text), "start", "", note)
+        self._write(line)
+        self._keep(record, ReplaceConfig(text), note)
+
+    def lay_over(self, configured: Model, revived: Sequence[Override] = ()) -> tuple[Model, tuple[Superseded, ...]]:
+        overrides = self._overrides.copy()
+        overrides.add(revived)
+        return overrides.over(configured)
+
     def entries(self, after: int = 0) -> Sequence[Entry]:
-        return [entry for entry in self._entries if entry.revision > after]
+        return [record.entry for record in self._records if record.entry.revision > after]
+
+    def record(self, revision: int) -> Record | None:
+        return next((record for record in self._records if record.entry.revision == revision), None)
+
+    def records_after(self, revision: int) -> Sequence[Record]:
+        return [record for record in self._records if record.entry.revision > revision]
+
+    def unconfirmed(self) -> Sequence[Entry]:
+        return [e for e in self.entries() if e.confirm_by and e.undone_by is None and e.revision not in self._confirmed]
+
+    def configuration_at(self, revision: int) -> tuple[str, Overrides] | None:
+        text, overrides = None, None
+        for path in (self.path, *self._history()):
+            with open(path, "rb") as f:
+                parsed = records.parse(f.read())
+            if parsed.first > revision:
+                continue
+            if overrides is None:
+                overrides = overrides_in(parsed, revision)
+            known = [since for since in parsed.texts if since <= revision]
+            if known:
+                text = parsed.texts[max(known)]
+                break
+        return None if text is None or overrides is None else (text, overrides)
 
     def watch(self, observer: Callable[[Entry], None]) -> Callable[[], None]:
         self._observers.append(observer)
@@ -172,33 +276,63 @@ class Journal:
 
     # Writing
 
-    async def append(self, model: Model, change: Change, *, by: str, reason: str) -> Entry:
-        at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry = Entry(self.revision + 1, at, by, reason, changes.describe(model, change))
-        overrides = overrides_of(self._configured, change)
-        line = _dump(
-            {
-                "revision": entry.revision,
-                "at": at,
-                "by": by,
-                "reason": reason,
-                "node": self._node,
-                "change": entry.change,
-                "apply": changes.to_plain(change),
-                "overrides": [override.to_plain() for override in overrides],
-            }
-        )
-        try:
-            await self._in_thread(lambda: self._write(line))
-        except OSError as e:
-            self.log.error("journal {path}: {why}; change {revision} was refused", path=self.path, why=str(e), revision=entry.revision)
-            raise ChangeRefused(503, f"nothing was changed: the journal {self.path} cannot be written ({e.strerror})") from e
-        self.revision = entry.revision
-        self._entries.append(entry)
-        self._overrides.add(overrides)
+    async def append(self, model: Model, change: Change, *, by: str, reason: str, note: Note = Note()) -> Entry:
+        record, line = self._made(model, change, by, reason, note)
+        await self._durable(line, f"change {record.entry.revision}")
+        self._keep(record, change, note)
         for observer in tuple(self._observers):
-            observer(entry)
-        return entry
+            observer(record.entry)
+        return record.entry
+
+    async def confirm(self, revision: int, by: str) -> None:
+        """Take the deadline off a change."""
+        await self._durable(records.dump({"confirm": revision, "at": self._now(), "by": by}), f"the confirmation of {revision}")
+        self._confirmed.add(revision)
+        for index, record in enumerate(self._records):
+            if record.entry.revision == revision:
+                self._records[index] = replace(record, entry=replace(record.entry, confirm_by=None))
+
+    async def _durable(self, line: bytes, what: str) -> None:
+        def write() -> None:
+            if self._length + len(line) > COMPACT_BYTES and not self.unconfirmed():
+                self._compact()
+            self._write(line)
+
+        try:
+            await self._in_thread(write)
+        except OSError as e:
+            self.log.error("journal {path}: {why}; {what} was refused", path=self.path, why=str(e), what=what)
+            raise ChangeRefused(503, f"nothing was changed: the journal {self.path} cannot be written ({e.strerror})") from e
+
+    def _now(self) -> str:
+        return rfc3339(self._wall())
+
+    def _made(self, model: Model, change: Change, by: str, reason: str, note: Note) -> tuple[Record, bytes]:
+        described = changes.describe(model, change) if note.described is None else note.described
+        entry = Entry(self.revision + 1, self._now(), by, reason, described, confirm_by=note.confirm_by)
+        backwards = undo.inverse(model, change)
+        is_config = isinstance(change, ReplaceConfig)
+        record = Record(
+            entry,
+            {"kind": "replace_config"} if is_config else changes.to_plain(change),
+            None if backwards is None else changes.to_plain(backwards),
+            note.revived if is_config else overrides_of(self._configured, change),
+            note.superseded,
+            note.undoes,
+        )
+        return record, records.change_line(record, change, self._node)
+
+    def _keep(self, record: Record, change: Change, note: Note) -> None:
+        """It is durable: from now on it counts."""
+        self.revision = record.entry.revision
+        if record.undoes is not None:
+            records.mark_undone(self._records, record)
+        self._records.append(record)
+        self._overrides.drop(record.superseded)
+        self._overrides.add(record.overrides)
+        if isinstance(change, ReplaceConfig):
+            self._text = change.text
+            self._configured = note.configured or self._configured
 
     def _write(self, line: bytes) -> None:
         """Append and make durable, or leave the file as it was."""
@@ -217,62 +351,47 @@ class Journal:
             raise
         self._length += len(line)
 
+    def _compact(self) -> None:
+        """Put the file aside under its revisions and go on with what is in force; at every moment one of the two is the journal."""
+        fresh = records.header(self.revision, self._node, self._overrides.all())
+        if self._text is not None:
+            fresh += records.dump({"config": self._text, "revision": self.revision, "at": self._now()})
+        temporary = f"{self.path}.new"
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if os.write(file, fresh) < len(fresh):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file)
+            aside = f"{self.path.removesuffix('.jsonl')}-{self._first}-{self.revision}.jsonl"
+            with contextlib.suppress(FileExistsError):
+                os.link(self.path, aside)
+            os.rename(temporary, self.path)
+            sync_directory(os.path.dirname(self.path))
+        except OSError:
+            os.close(file)
+            raise
+        os.close(self._file)
+        self._file, self._length, self._first = file, len(fresh), self.revision
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
 
-def parse(data: bytes) -> tuple[int, list[_Line], int]:
-    """(Revision of the header, changes, bytes to keep) of a journal's text; `Corrupt` for anything but a torn last line."""
-    lines: list[_Line] = []
-    position = revision = 0
-    while position < len(data):
-        end = data.find(b"\n", position)
-        raw = data[position : end if end >= 0 else len(data)]
-        try:
-            record = json.loads(raw)
-            if not isinstance(record, dict):
-                raise ValueError(f"expected a table, got {record!r:.60}")
-            if position == 0:
-                if record["journal"] != FORMAT:
-                    raise ValueError(f"format {record['journal']!r}; this version reads {FORMAT}")
-                first = revision = _integer(record["revision"])
-            else:
-                lines.append(_line(record, revision))
-                revision = lines[-1].entry.revision
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
-            if end < 0:
-                break
-            number = data.count(b"\n", 0, position) + 1
-            missing = f"no {e}" if isinstance(e, KeyError) else str(e)
-            raise Corrupt(f"line {number}: {missing}") from None
-        position = end + 1 if end >= 0 else len(data)
-    return (first if position else 0), lines, position
+def overrides_in(parsed: Parsed, revision: int) -> Overrides:
+    """The live values in force at `revision`."""
+    overrides = Overrides()
+    overrides.add(parsed.overrides)
+    for record in parsed.records:
+        if record.entry.revision <= revision:
+            overrides.drop(record.superseded)
+            overrides.add(record.overrides)
+    return overrides
 
 
-def _integer(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a revision")
-    return value
-
-
-def _line(record: Mapping[str, Any], after: int) -> _Line:
-    revision = _integer(record["revision"])
-    if revision <= after:
-        raise ValueError(f"revision {revision} after {after}")
-    changes.from_plain(record["apply"])
-    for key in ("at", "by", "reason"):
-        if not isinstance(record[key], str):
-            raise ValueError(f"{key} is {record[key]!r}")
-    if not isinstance(record["change"], dict):
-        raise ValueError("change is not a table")
-    entry = Entry(revision, record["at"], record["by"], record["reason"], record["change"])
-    return _Line(entry, tuple(Override.from_plain(o) for o in record["overrides"]))
-
-
-def _dump(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+def rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def sync_directory(path: str) -> None:

@@ -4,6 +4,9 @@ A forked worker is not our child, so its end is learnt from a pidfd and its exit
 `ForkedProcess` hides the difference from `processes.Worker`: it calls the same methods as Twisted's own process.
 """
 
+# mypy: disable-error-code="no-untyped-call"
+# (FileDescriptor has no annotations)
+
 from __future__ import annotations
 
 import json
@@ -298,7 +301,8 @@ class Nursery(ProcessProtocol):
         self._process = None
         self._lose()
         if not self._is_stopping:
-            self.log.error("the nursery of the workers ended ({why}); until the next one is ready, workers start slowly", why=reason.getErrorMessage())
+            why = reason.getErrorMessage()
+            self.log.error("the nursery of the workers ended ({why}); until the next one is ready, workers start slowly", why=why)
             self._again()
 
     def _again(self) -> None:

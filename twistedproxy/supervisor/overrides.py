@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twistedproxy.config import changes, plain
-from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, SetMaxConnections, SetState, SetWeight
+from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, ReplaceConfig, SetMaxConnections, SetState, SetWeight
 from twistedproxy.config.model import Address, AdminState, Model, Server
 from twistedproxy.errors import ChangeRefused
 
@@ -51,6 +51,14 @@ class Superseded:
     override: Override
     file_says: Any
 
+    @property
+    def is_agreement(self) -> bool:
+        """Does the file now say what had been set?"""
+        if self.override.field != "presence":
+            return bool(self.file_says == self.override.value)
+        says, value = self.file_says or {}, self.override.value or {}
+        return all(value.get(key) == wanted for key, wanted in says.items())
+
     def __str__(self) -> str:
         o = self.override
         return (
@@ -62,6 +70,8 @@ def overrides_of(configured: Model, change: Change) -> tuple[Override, ...]:
     """What `change` sets, value by value, over the file's model."""
     if isinstance(change, Batch):
         return tuple(o for part in change.changes for o in overrides_of(configured, part))
+    if isinstance(change, ReplaceConfig):
+        return ()
     value: Any
     if isinstance(change, AddServer):
         address, name, value = change.server.address, "presence", plain.encode(change.server)
@@ -97,6 +107,21 @@ class Overrides:
 
     def __len__(self) -> int:
         return len(self._last)
+
+    def copy(self) -> Overrides:
+        other = Overrides()
+        other._last = dict(self._last)
+        return other
+
+    def all(self) -> tuple[Override, ...]:
+        return tuple(self._last.values())
+
+    def drop(self, overrides: Iterable[Override]) -> None:
+        """Forget these, unless the value was set again since."""
+        for override in overrides:
+            key = (override.pool, override.server, override.field)
+            if self._last.get(key) == override:
+                del self._last[key]
 
     def add(self, overrides: Iterable[Override]) -> None:
         for override in overrides:

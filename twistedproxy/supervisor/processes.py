@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 import twistedproxy
 from twistedproxy.ipc import commands
 from twistedproxy.observability.events import publish_line
-from twistedproxy.supervisor.nursery import Nursery
+from twistedproxy.supervisor.nursery import ForkedProcess, Nursery
 
 START_S = 30.0
 """From spawn to SERVING."""
@@ -111,7 +111,7 @@ class Worker(ProcessProtocol):
         self._world = world
         self._owner = owner
         self._channel: _WorkerEnd | None = None
-        self._process: IProcessTransport | None = None
+        self._process: IProcessTransport | ForkedProcess | None = None
         self._is_configuring = False
         self._knows_model = False
         self._since = self.started
@@ -151,7 +151,7 @@ class Worker(ProcessProtocol):
                 raise
         self.pid = self._process.pid or 0
 
-    def _attach(self, process: IProcessTransport | None) -> None:
+    def _attach(self, process: ForkedProcess | None) -> None:
         """The nursery has made the process, or nothing came of it."""
         if process is None:
             self.processExited(Failure(error.ProcessTerminated()))
@@ -285,10 +285,13 @@ class Worker(ProcessProtocol):
     def _configured(self, answer: Mapping[str, Any] | None, observations: list[dict[str, Any]]) -> None:
         self._is_configuring = False
         self.last_heard = self._reactor.seconds()
-        if self.state not in (State.CONFIGURING, State.LAGGING):
+        if self.state not in (State.CONFIGURING, State.LAGGING, State.SERVING):
             return
         if answer is None:
-            self.kill("it refused the configuration")
+            if self.state is State.SERVING:
+                self.lags("it could not take over a configuration")
+            else:
+                self.kill("it refused the configuration")
             return
         self._reached(answer["revision"])
         if self.revision < self._world.revision:
@@ -297,7 +300,8 @@ class Worker(ProcessProtocol):
         now_seen = self._world.observations()
         if now_seen != observations:
             self.observe(now_seen)
-        self._move(State.SERVING)
+        if self.state is not State.SERVING:
+            self._move(State.SERVING)
 
     def reach(self, revision: int, change: Mapping[str, Any]) -> Deferred[bool]:
         """Bring it to `revision`; fires with True when it is there, with False when it is gone."""
@@ -310,6 +314,17 @@ class Worker(ProcessProtocol):
             transfer = self._channel.send_value(change)
             self._call(commands.Apply, revision=revision, transfer=transfer).addCallback(self._applied)
         elif self.state is State.LAGGING:
+            self._configure()
+        return reached
+
+    def reach_whole(self, revision: int) -> Deferred[bool]:
+        """The same by the whole model: for what no single change says."""
+        reached: Deferred[bool] = Deferred()
+        if self.state is State.GONE:
+            reached.callback(False)
+            return reached
+        self._waiting.append((revision, reached))
+        if self.state in (State.SERVING, State.LAGGING):
             self._configure()
         return reached
 

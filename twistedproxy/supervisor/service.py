@@ -1,34 +1,36 @@
 """The control plane: takes changes, makes them durable, brings them to every worker, and knows how everything is.
 
 How it works
-    A change is checked against the running model, journaled with fsync, and only then takes effect: model and revision here,
-    `Apply` to every worker. One change at a time goes through these steps; waiting for the workers' acks does not hold up the
-    next. Observations (health, ejection, addresses, rows) go the same way without journal and revision; those of one reactor turn are
-    sent together.
+    What operators do goes through `operations`: checked, journaled with fsync, and only then committed here: model and revision,
+    `Apply` or the whole model to every worker. Observations (health, ejection, addresses, rows) are broadcast without journal and
+    revision; those of one reactor turn are sent together.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel
 
 from twistedproxy.config import changes, plain
 from twistedproxy.config.changes import Change, Ejected, HealthSeen, Observation, Resolved
-from twistedproxy.config.control import Applied, Entry, Event, Snapshot, WorkerView
+from twistedproxy.config.control import Applied, Entry, Event, Snapshot, Terms, WorkerView
 from twistedproxy.config.model import Health, Model
-from twistedproxy.errors import ChangeRefused
+from twistedproxy.errors import Problem
+from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile
 from twistedproxy.supervisor.facts import Facts, Rows, server_keys
-from twistedproxy.supervisor.fleet import Fleet, ListeningSockets
+from twistedproxy.supervisor.fleet import Columns, Fleet, ListeningSockets
 from twistedproxy.supervisor.journal import ChangeLog, Replayed
 from twistedproxy.supervisor.nursery import Nursery
+from twistedproxy.supervisor.operations import Operations
 from twistedproxy.supervisor.passive import PassiveFailures
 from twistedproxy.supervisor.processes import State, Worker
+from twistedproxy.supervisor.sockets import Staged, Wanted
 
 STATS_S = 1.0
 
@@ -39,6 +41,8 @@ T = TypeVar("T")
 
 
 class BoundSockets(ListeningSockets, Protocol):
+    def stage(self, wanted: Sequence[Wanted], slots: int) -> Staged | list[Problem]: ...
+
     def close(self) -> None: ...
 
     @property
@@ -48,14 +52,10 @@ class BoundSockets(ListeningSockets, Protocol):
     def kinds(self) -> Sequence[tuple[str, str]]: ...
 
 
-class Board(Protocol):
+class Board(Columns, Protocol):
     """`ipc.scoreboard.Scoreboard`, as far as it matters here."""
 
     fd: int
-
-    def take_slot(self) -> int: ...
-
-    def free_slot(self, slot: int) -> None: ...
 
 
 class Checks(Protocol):
@@ -80,8 +80,9 @@ class Names(Protocol):
 class Supervisor(Service):
     """Implements `config.control.Control` over a fleet of workers.
 
-    `replayed` is the model to start with, `command` gives the arguments of the worker of a slot, `checks` and `names` make the
-    probes, `wall` is the wall clock.
+    `replayed` is the model to start with, `command` gives the arguments of the worker of a slot, `nursery` makes its process, `checks` and
+    `names` make the probes, `wall` is the wall clock, `file` and `current` are the configuration file and what it says, `in_thread` runs
+    what blocks.
     """
 
     name = "supervisor"
@@ -101,6 +102,9 @@ class Supervisor(Service):
         names: Callable[[Any, Callable[[Resolved], None]], Names],
         nursery: Nursery | None = None,
         wall: Callable[[], float] = time.time,
+        file: ConfigurationFile | None = None,
+        current: Configuration | None = None,
+        in_thread: Callable[[Callable[[], Any]], Deferred[Any]] = maybeDeferred,
     ) -> None:
         self.model = replayed.model
         self.revision = replayed.revision
@@ -116,8 +120,7 @@ class Supervisor(Service):
         self._to_broadcast: list[dict[str, Any]] = []
         self._flush: Any = None
         self._observers: list[Callable[[Event], None]] = []
-        self._lock = DeferredLock()
-        self._is_stopping = False
+        self.is_stopping = False
         self._was_ready = False
         self._seen_states: dict[int, tuple[int, str]] = {}
         self._passive = PassiveFailures(reactor.seconds)
@@ -126,8 +129,6 @@ class Supervisor(Service):
         self._names = names(reactor, self._saw_addresses)
         slots = max(self.model.workers, 1)
         self._slots = slots
-        for _ in range(slots):
-            board.take_slot()
         self._fleet = Fleet(
             reactor,
             slots,
@@ -135,11 +136,12 @@ class Supervisor(Service):
             self,
             command=command,
             scoreboard_fd=board.fd,
-            zero_column=self._zero_column,
+            columns=board,
             on_change=self._worker_changed,
             on_failures=self._saw_failures,
             nursery=nursery,
         )
+        self.operations = Operations(reactor, self, journal, wall, file, current, in_thread)
         self._loop = LoopingCall(self._each_second)
         self._loop.clock = reactor
         for row in rows.update(self.model):
@@ -152,17 +154,18 @@ class Supervisor(Service):
         self._started = self._reactor.seconds()
         for superseded in self._superseded:
             self.log.warn("the configuration file has overtaken a live change: {what}", what=str(superseded))
-        for address, kind in self._sockets.kinds:
-            self.log.info("listening on {address} ({kind})", address=self._sockets.addresses[address], kind=kind)
+        self._tell_listeners(self._sockets.addresses)
         self._fleet.start()
         self._names.update(self.model)
         self._checks.update(self.model, self._names.addresses)
         self._loop.start(STATS_S, now=False)
+        self.operations.start()
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, let the workers finish within the drain limits; `stop_now` cuts that short."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self._is_stopping = True
+        self.is_stopping = True
+        self.operations.stop()
         self._checks.stop()
         self._names.stop()
         timeouts = self.model.timeouts
@@ -191,27 +194,78 @@ class Supervisor(Service):
 
     # Control: what the admin side asks
 
-    async def apply(self, change: Change, *, by: str, reason: str = "", expected_revision: int | None = None) -> Applied:
-        """See `config.control.Control`. A caller that gives up waiting does not stop a change half-way."""
-        return await _shield(self._apply(change, by, reason, expected_revision))
+    async def apply(
+        self,
+        change: Change,
+        *,
+        by: str,
+        reason: str = "",
+        expected_revision: int | None = None,
+        confirm_within_s: float | None = None,
+        abort_if: str | None = None,
+        preview: bool = False,
+    ) -> Applied:
+        terms = Terms(by, reason, expected_revision, confirm_within_s, abort_if, preview)
+        return await _shield(self.operations.apply(change, terms))
 
-    async def _apply(self, change: Change, by: str, reason: str, expected_revision: int | None) -> Applied:
-        async with self._lock:
-            if self._is_stopping:
-                raise ChangeRefused(503, "the proxy is stopping")
-            if expected_revision is not None and expected_revision != self.revision:
-                raise ChangeRefused(
-                    412, f"you changed revision {expected_revision}, the proxy is at revision {self.revision}; look again and retry"
-                )
-            model = changes.apply(self.model, change)
-            entry = await self._journal.append(self.model, change, by=by, reason=reason)
-            self.model, self.revision = model, entry.revision
-            acks = self._fleet.reach(entry.revision, changes.to_plain(change))
-            self._model_changed()
-        self.log.info("revision {revision} by {by}: {what}", revision=entry.revision, by=by, what=_sentence(entry.change))
-        self._publish("change", plain.encode(entry))
-        total, behind = await acks
-        return Applied(entry.revision, total, total - len(behind), tuple(behind))
+    async def reload(self, terms: Terms) -> Applied:
+        return await _shield(self.operations.reload(terms))
+
+    def check(self, text: str) -> None:
+        self.operations.check(text)
+
+    async def undo(self, revision: int, terms: Terms) -> Applied:
+        return await _shield(self.operations.undo(revision, terms))
+
+    async def confirm(self, revision: int, by: str) -> None:
+        await _shield(self.operations.confirm(revision, by))
+
+    async def configuration_at(self, revision: int) -> Mapping[str, Any]:
+        return await self.operations.configuration_at(revision)
+
+    async def difference(self) -> Sequence[Mapping[str, Any]]:
+        return await self.operations.difference()
+
+    async def adopt(self, terms: Terms) -> tuple[str, Applied | None]:
+        return await _shield(self.operations.adopt(terms))
+
+    # Plane: what operations act on
+
+    def stage(self, wanted: Sequence[Wanted], slots: int) -> Staged | list[Problem]:
+        return self._sockets.stage(wanted, slots)
+
+    def replace_listeners(self, staged: Staged, slots: int) -> Callable[[], None]:
+        before = self._sockets.kinds
+        removed = staged.commit()
+        fresh = {address for address, _ in self._sockets.kinds} - {address for address, _ in before}
+        self._fleet.hold(fresh)
+        self._slots = slots
+        for bound in removed:
+            # Our copies: what the workers hold still accepts, until they know the new model and have emptied the queues.
+            bound.close()
+            self.log.info("no longer listening on {address}", address=bound.address)
+
+        def workers_know() -> None:
+            if not self.is_stopping:
+                self._fleet.lend(fresh)
+                self._fleet.resize(slots)
+                self._tell_listeners(fresh)
+
+        return workers_know
+
+    def _tell_listeners(self, configured: Iterable[str]) -> None:
+        for address, kind in self._sockets.kinds:
+            if address in configured:
+                self.log.info("listening on {address} ({kind})", address=self._sockets.addresses[address], kind=kind)
+
+    def commit(self, model: Model, revision: int, change: Mapping[str, Any] | None) -> Deferred[tuple[int, list[int]]]:
+        self.model, self.revision = model, revision
+        acks = self._fleet.reach(revision, change)
+        self._model_changed()
+        return acks
+
+    def health(self) -> tuple[Mapping[tuple[str, str], HealthSeen], frozenset[tuple[str, str]]]:
+        return self._facts.health, self._facts.ejected(self._reactor.seconds())
 
     def _model_changed(self) -> None:
         present = server_keys(self.model)
@@ -237,6 +291,7 @@ class Supervisor(Service):
             health=self._facts.health,
             ejected=self._facts.ejected(self._reactor.seconds()),
             addresses=self._sockets.addresses,
+            effective=self.operations.effective,
             is_ready=self.is_ready,
         )
 
@@ -245,14 +300,14 @@ class Supervisor(Service):
         states = [(w.state, w.revision) for w in self._fleet.workers]
         is_anybody_serving = any(state is State.SERVING for state, _ in states)
         is_anybody_behind = any(state is State.LAGGING and revision < self.revision for state, revision in states)
-        return is_anybody_serving and not is_anybody_behind and not self._is_stopping
+        return is_anybody_serving and not is_anybody_behind and not self.is_stopping
 
     def statistics(self) -> Mapping[str, Any]:
-        return self._fleet.statistics()
+        return self._fleet.statistics() | {"config_reloads": list(self.operations.reloads.items())}
 
     async def fresh_statistics(self) -> Mapping[str, Any]:
         await self._fleet.collect()
-        return self._fleet.statistics()
+        return self.statistics()
 
     def history(self, after: int = 0) -> Sequence[Entry]:
         return self._journal.entries(after)
@@ -266,7 +321,7 @@ class Supervisor(Service):
 
         return unsubscribe
 
-    def _publish(self, kind: str, data: Mapping[str, Any]) -> None:
+    def publish(self, kind: str, data: Mapping[str, Any]) -> None:
         for observer in tuple(self._observers):
             try:
                 observer(Event(kind, data))
@@ -315,7 +370,7 @@ class Supervisor(Service):
             level, "pool {pool}: server {server} is {health}: {reason}",
             pool=seen.pool, server=seen.server, health=seen.health.value, reason=seen.reason,
         )  # fmt: skip
-        self._publish("health", {**plain.encode(seen), "ejected": (seen.pool, seen.server) in self._facts.ejected(self._reactor.seconds())})
+        self.publish("health", {**plain.encode(seen), "ejected": (seen.pool, seen.server) in self._facts.ejected(self._reactor.seconds())})
 
     def _saw_addresses(self, resolved: Resolved) -> None:
         self._observe(resolved)
@@ -335,14 +390,7 @@ class Supervisor(Service):
             "pool {pool}: server {server} is ejected for {for_s:.0f} s: too many of its requests failed",
             pool=ejected.pool, server=ejected.server, for_s=for_s,
         )  # fmt: skip
-        self._publish("health", {"pool": ejected.pool, "server": ejected.server, "ejected": True, "for_seconds": round(for_s, 1)})
-
-    def _zero_column(self, slot: int) -> None:
-        """The dead worker's cells; freed and taken again at once, so that the slot keeps its number."""
-        self._board.free_slot(slot)
-        taken = self._board.take_slot()
-        if taken != slot:
-            raise RuntimeError(f"scoreboard gave slot {taken} for {slot}")
+        self.publish("health", {"pool": ejected.pool, "server": ejected.server, "ejected": True, "for_seconds": round(for_s, 1)})
 
     def _worker_changed(self, worker: Worker) -> None:
         shown = (worker.pid, _VIEW.get(worker.state, worker.state).value)
@@ -353,16 +401,17 @@ class Supervisor(Service):
             self.log.info(
                 "worker {slot} (pid {pid}) serves revision {revision}", slot=worker.slot, pid=worker.pid, revision=worker.revision
             )
-        self._publish("worker", {"slot": worker.slot, "pid": worker.pid, "state": shown[1], "revision": max(worker.revision, 0)})
+        self.publish("worker", {"slot": worker.slot, "pid": worker.pid, "state": shown[1], "revision": max(worker.revision, 0)})
         if self.is_ready and not self._was_ready:
             self._was_ready = True
             self.log.info("ready")
 
     def _each_second(self) -> None:
+        self.operations.each_second()
         if not self._observers:
             return
         totals = self.statistics()
-        self._publish(
+        self.publish(
             "stats",
             {
                 "revision": self.revision,
@@ -382,13 +431,6 @@ def merge_servers(totals: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"pool": pool, "server": server, "connections": active.get((pool, server), 0), "requests": leases, "failures": failures}
         for pool, server, leases, failures in totals["servers"]
     ]
-
-
-def _sentence(change: Mapping[str, Any]) -> str:
-    """A described change for the log."""
-    if change["kind"] == "batch":
-        return "; ".join(_sentence(part) for part in change["changes"])
-    return f"{change['kind']} {change['pool']} {change['server']}: {change['before']} → {change['after']}"
 
 
 async def _shield(work: Awaitable[T]) -> T:

@@ -53,6 +53,13 @@ class _Bound:
     inode: int | None = None
     """Of a unix socket's file, so that only our own is removed at the end."""
 
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+        path = endpoint(self.address).host
+        if self.inode is not None and _inode(path) == self.inode:
+            os.unlink(path)
+
 
 def wanted_listeners(model: Model) -> list[Wanted]:
     http = [Wanted(item.address, "http", f"listen.http[{n}]", item.mode) for n, item in enumerate(model.http)]
@@ -83,6 +90,23 @@ def assign(sockets_per_address: Mapping[str, int], live_slots: Iterable[int]) ->
                 held[borrower] += 1
                 result[address, index] = (borrower,)
     return result
+
+
+class Staged:
+    """New listening sockets, bound and not yet in use: `commit` makes them ours, `abandon` closes them."""
+
+    def __init__(self, owner: Sockets, new: Mapping[str, _Bound], kept: Mapping[str, Wanted]) -> None:
+        self._owner = owner
+        self._new = new
+        self._kept = kept
+
+    def abandon(self) -> None:
+        for bound in self._new.values():
+            bound.close()
+
+    def commit(self) -> list[_Bound]:
+        """Returns what is not wanted any more: to be closed once the workers have let go of it."""
+        return self._owner._replace(self._new, self._kept)
 
 
 class Sockets:
@@ -132,18 +156,45 @@ class Sockets:
 
     def close(self) -> None:
         for bound in self._bound.values():
-            for each in bound.sockets:
-                each.close()
-            path = endpoint(bound.address).host
-            if bound.inode is not None and _inode(path) == bound.inode:
-                os.unlink(path)
+            bound.close()
         self._bound.clear()
+
+    def stage(self, wanted: Sequence[Wanted], slots: int) -> Staged | list[Problem]:
+        """Bind what is new in `wanted`; the problems say what stands in the way, and then nothing is kept."""
+        self._slots = slots
+        kept: dict[str, Wanted] = {item.address: item for item in wanted if item.address in self._bound}
+        items = [item for item in wanted if item.address not in kept]
+        problems = [p for p in map(self._obstacle, items) if p is not None]
+        new: dict[str, _Bound] = {}
+        for item in () if problems else items:
+            try:
+                new[item.address] = self._bind_one(item)
+            except OSError as e:
+                problems.append(_problem(item, e))
+        staged = Staged(self, new, kept)
+        if problems:
+            staged.abandon()
+            return problems
+        return staged
+
+    def _replace(self, new: Mapping[str, _Bound], kept: Mapping[str, Wanted]) -> list[_Bound]:
+        removed = [bound for address, bound in self._bound.items() if address not in kept]
+        remaining = {address: bound for address, bound in self._bound.items() if address in kept}
+        for address, bound in remaining.items():
+            if bound.inode is not None and kept[address].mode != bound.wanted.mode:
+                mode = kept[address].mode
+                os.chmod(endpoint(bound.address).host, UNIX_MODE if mode is None else mode)
+            bound.wanted = kept[address]
+        self._bound = {**remaining, **new}
+        return removed
 
     def _obstacle(self, item: Wanted) -> Problem | None:
         target = _resolve(item.address)
         try:
             if target.family == socket.AF_UNIX:
                 return _clear_path(item, target.host)
+            if target.port and any(endpoint(bound.address).port == target.port for bound in self._bound.values()):
+                return None  # the port is ours already, under another address
             with _tcp_socket(target) as probe:
                 probe.bind(target.sockaddr)
         except OSError as e:

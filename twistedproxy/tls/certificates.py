@@ -92,6 +92,8 @@ class SiteCertificates:
                 self._sites[host] = entry
             if self._default is None or "*" in site.hosts:
                 self._default = entry
+        self.is_uniform = len({site.demands for site in self._sites.values()}) <= 1
+        """All sites ask the same of a handshake."""
 
     def __bool__(self) -> bool:
         return self._default is not None

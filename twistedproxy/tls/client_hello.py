@@ -109,7 +109,8 @@ def _hello(body: bytes, data: bytes) -> ClientHello:
     fields.vector(1)  # session id
     fields.vector(2)  # cipher suites
     fields.vector(1)  # compression methods
-    name, protocols = "", ()
+    name = ""
+    protocols: tuple[bytes, ...] = ()
     if fields:
         extensions = _Fields(fields.vector(2))
         if fields:

@@ -1,7 +1,7 @@
 """Where a worker process begins, started by the supervisor and by nobody else.
 
-``python -m twistedproxy.worker.main --nursery`` is the process that workers are forked off (`nursery.py`); with ``--slot N`` it is one worker
-by itself, which is how they start while there is no nursery.
+``python -m twistedproxy.worker.main --nursery`` is the process that workers are forked off (`nursery.py`); with ``--slot N`` it is
+one worker by itself, which is how they start while there is no nursery.
 
 A worker has the control channel as descriptor 3 and the scoreboard as 4; events go to standard error as JSON lines. Signals
 that people send to whole process groups are ignored: the supervisor decides what they mean.
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def import_all() -> None:
     """What a worker needs, before there is a reactor: none of these modules may import the global one."""
-    import twistedproxy.worker.link  # noqa: PLC0415
+    import twistedproxy.worker.link  # noqa: F401, PLC0415
 
     if "twisted.internet.reactor" in sys.modules:
         raise SystemExit("a module of the data path imports twisted.internet.reactor")

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 
 MAX_ORDER_BYTES = 4096
 
@@ -45,7 +46,7 @@ def serve(control: socket.socket, run: Callable[[int], None], channel_fd: int) -
             os.close(stderr)
             _answer(control, {"slot": order["slot"], "pid": pid})
             continue
-        _be_a_worker(control, channel, stderr, channel_fd, lambda: run(order["slot"]))
+        _be_a_worker(control, channel, stderr, channel_fd, partial(run, order["slot"]))
 
 
 def _be_a_worker(control: socket.socket, channel: int, stderr: int, channel_fd: int, run: Callable[[], None]) -> None:
@@ -66,7 +67,7 @@ def _be_a_worker(control: socket.socket, channel: int, stderr: int, channel_fd: 
             os.write(2, e.code.encode() + b"\n")
         else:
             code = e.code or 0
-    except BaseException:  # noqa: BLE001 - told below, and this is the end of the process
+    except BaseException:
         import traceback  # noqa: PLC0415 - only for last words
 
         os.write(2, traceback.format_exc().encode())

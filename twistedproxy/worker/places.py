@@ -14,6 +14,8 @@ from twistedproxy.config.model import HttpListener, TcpListener
 from twistedproxy.net.listener import Listener
 
 ListenerSpec = HttpListener | TcpListener
+CROWDED = 0.8
+"""Above this share of its maximum a place is called crowded."""
 
 
 class Front(Protocol):
@@ -56,6 +58,10 @@ class Place:
     @property
     def max_connections(self) -> int:
         return self._listener.max_connections
+
+    @property
+    def is_crowded(self) -> bool:
+        return self._listener.open > CROWDED * self._listener.max_connections
 
     def _accept(self, sock: socket.socket, ip: str, port: int) -> None:
         self.front.accept(sock, ip, port)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.logger import Logger
 
@@ -26,6 +26,7 @@ from twistedproxy.config.model import Pool as PoolSpec
 from twistedproxy.errors import Drained
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.front import HttpFront
+from twistedproxy.http.plain_sites import plain_sites
 from twistedproxy.http.routes import Router
 from twistedproxy.net.sparse import SparseLog
 from twistedproxy.observability.access_log import AccessLog
@@ -33,6 +34,9 @@ from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
 from twistedproxy.stream.front import StreamFront
 from twistedproxy.worker.places import Front, ListenerSpec, Place, share
+
+if TYPE_CHECKING:
+    from twistedproxy.worker.tls import TlsParts
 
 QUEUE_TICK_S = 0.02
 """How soon a waiting request notices that another worker released a lease."""
@@ -77,6 +81,12 @@ class Worker:
         self._leaving: list[Front] = []
         """Fronts that were replaced or removed and still hold connections."""
         self._router: Router[Destination] = Router((), self._destination)
+        self._plain_router = self._router
+        """The same for listeners without TLS, where some sites only redirect."""
+        self._tls: TlsParts | None = None
+        """None until a model asks for TLS."""
+        self._challenges: dict[str, str] = {}
+        """By token: what authorities want to read from us."""
         self._routed: object = None
         """What `_router` was made of."""
         self._slots = 1
@@ -99,6 +109,12 @@ class Worker:
     def configure(self, model: Model, revision: int, observations: Iterable[changes.Observation] = (), slots: int = 1) -> None:
         """Become what `model` says, without touching what it leaves as it is."""
         self._slots = slots
+        observations = list(observations)
+        if self._tls is None and model.has_tls:
+            from twistedproxy.worker.tls import TlsParts  # noqa: PLC0415 - OpenSSL, which not everybody needs
+
+            self._tls = TlsParts(self._seconds)
+        self._take_certificates(observations)
         self._configure_access_log(model)
         for spec in model.pools.values():
             self._configure_pool(spec)
@@ -106,6 +122,7 @@ class Worker:
         for name in self.pools.keys() - model.pools.keys():
             del self.pools[name]  # nothing leads to it any more; the leases that are out hold it until they end
         self._mind_maintenance()
+        self._configure_tls(model)
         self._configure_routes(model)
         self._configure_places((*model.http, *model.tcp))
         self.observe(observations)
@@ -133,13 +150,17 @@ class Worker:
     def _configure_routes(self, model: Model) -> None:
         # A destination copies values of its pool (retries, keep-alive, balance), so these count here as well as the sites.
         pools = {name: (pool.balance, pool.retry, pool.keepalive, pool.send_proxy) for name, pool in model.pools.items()}
-        facts = (model.sites, model.timeouts, pools)
+        https = [endpoint(listener.address) for listener in model.http if listener.is_tls]
+        https_port = next((place.port for place in https if place.family != socket.AF_UNIX), 0)
+        facts = (model.sites, model.timeouts, pools, https_port, dict(self._challenges))
         if facts == self._routed:
             return
-        self._router = Router(model.sites.values(), self._destination)
+        self._router = self._plain_router = Router(model.sites.values(), self._destination)
+        if any(site.tls for site in model.sites.values()):
+            self._plain_router = Router(plain_sites(model.sites.values(), https_port, self._challenges), self._destination)
         for place in self.places.values():
             if isinstance(place.front, HttpFront):
-                place.front.router = self._router
+                place.front.router = self._router if isinstance(place.spec, HttpListener) and place.spec.is_tls else self._plain_router
                 place.front.timeouts = model.timeouts
         self._routed = facts
 
@@ -163,6 +184,31 @@ class Worker:
             if place.spec != spec:
                 self._retire(place.serve(spec))
 
+    def _configure_tls(self, model: Model) -> None:
+        """Make sites, pools and listeners use the certificates that are there now; what is open goes on with what it has."""
+        if self._tls is None:
+            return
+        self._tls.configure(model)
+        for spec in model.pools.values():
+            self._tls.fit(self.pools[spec.name], spec)
+        for front in self._fronts():
+            if hasattr(front, "certificates"):
+                front.certificates = self._tls.sites
+
+    def _take_certificates(self, observations: Iterable[changes.Observation]) -> bool:
+        """Keep what concerns TLS; was there any?"""
+        found = False
+        for seen in observations:
+            if isinstance(seen, changes.CertificateRead) and self._tls is not None:
+                self._tls.take(seen)
+                found = True
+            elif isinstance(seen, changes.ChallengeSet):
+                self._challenges.pop(seen.token, None)
+                if seen.answer:
+                    self._challenges[seen.token] = seen.answer
+                found = True
+        return found
+
     def _front(self, spec: ListenerSpec, on_closed: Callable[[], None]) -> Front:
         common: dict[str, Any] = {
             "reactor": self._reactor,
@@ -171,8 +217,13 @@ class Worker:
             "access_log": self._access_log,
             "on_closed": on_closed,
         }
+        if isinstance(spec, HttpListener) and spec.is_tls:
+            from twistedproxy.http.tls_front import HttpsFront  # noqa: PLC0415 - OpenSSL
+
+            assert self._tls is not None
+            return HttpsFront(spec, self._router, timeouts=self.model.timeouts, certificates=self._tls.sites, **common)
         if isinstance(spec, HttpListener):
-            return HttpFront(spec, self._router, timeouts=self.model.timeouts, **common)
+            return HttpFront(spec, self._plain_router, timeouts=self.model.timeouts, **common)
         return StreamFront(spec, self.pools[spec.pool], **common)
 
     def _retire(self, front: Front) -> None:
@@ -234,7 +285,13 @@ class Worker:
 
     def observe(self, observations: Iterable[changes.Observation]) -> None:
         """Take facts of the moment in; those about servers that are not here (any more) are passed over."""
+        observations = list(observations)
+        if self._take_certificates(observations):
+            self._configure_tls(self.model)
+            self._configure_routes(self.model)
         for seen in observations:
+            if isinstance(seen, changes.CertificateRead | changes.ChallengeSet):
+                continue
             pool = self.pools.get(seen.pool)
             if pool is None:
                 continue
@@ -288,6 +345,9 @@ class Worker:
             self._reports.failures(rows)
         if self._access_log is not None:
             self._access_log.flush()
+        for place in self.places.values():
+            if isinstance(place.front, HttpFront):
+                place.front.mind_crowding(place.is_crowded)
         if self._leaving:
             self._leaving = [front for front in self._leaving if front.open]
         if self._is_draining and not self.open:

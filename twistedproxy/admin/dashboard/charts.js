@@ -3,6 +3,7 @@
 import { html, useEffect, useRef } from "./vendor/htm-preact.js";
 
 const HEIGHT = 92;
+const SPAN_S = 300;
 const SYNC = "charts"; // pointing at one chart points at the same second in all
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -22,11 +23,11 @@ function draw(box, lines, format, floor, pointed) {
       width: box.clientWidth,
       height: HEIGHT,
       legend: { show: false },
-      padding: [6, 4, 0, 0],
+      padding: [6, 14, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 5 }, sync: { key: SYNC } },
-      scales: { y: { range: (_, __, high) => [0, Math.max(floor, (high ?? 0) * 1.1)] } },
+      scales: { x: { range: (_, __, last) => [last - SPAN_S, last] }, y: { range: (_, __, high) => [0, Math.max(floor, (high ?? 0) * 1.1)] } },
       axes: [
-        { ...axis, size: 18, gap: 3, space: 70, grid: { show: false }, values: (_, splits) => splits.map((at) => clock(at, false)) },
+        { ...axis, size: 18, gap: 3, space: 44, incrs: [60, 120, 300], grid: { show: false }, values: (u, splits) => splits.map((at) => (at - u.scales.x.min < 30 ? "" : clock(at, false))) },
         { ...axis, size: 42, gap: 4, space: 26, grid, values: (_, splits) => splits.map(format) },
       ],
       series: [

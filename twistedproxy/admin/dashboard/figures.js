@@ -3,6 +3,7 @@
 const KEPT_S = 300;
 const SHARE_WINDOW_S = 10;
 const LATENCY_WINDOW_S = 5;
+const RATE_WINDOW_S = 3;
 
 // The time below which the fraction `q` of the counted durations lies, in seconds; null when none were counted.
 export function percentile(bounds, counts, q) {
@@ -49,16 +50,12 @@ export class Series {
       this.clear(); // another process: its counters began anew
     }
     this.rows.push(row);
-    const last = this.rows.at(-2);
-    if (!last) return;
-    const seconds = row.uptime_seconds - last.uptime_seconds;
-    const requests = row.requests - last.requests;
-    const errors = row.errors - last.errors;
-    const base = this.since(LATENCY_WINDOW_S);
-    const durations = minus(row.durations, base.durations);
+    if (this.rows.length === 1) return;
+    const { seconds, requests, errors } = this.lately;
+    const durations = minus(row.durations, this.since(LATENCY_WINDOW_S).durations);
     this.at.push(wall);
     this.requests.push(requests / seconds);
-    this.errors.push(errors / seconds);
+    this.errors.push(errors ? errors / seconds : null);
     this.ratio.push(requests ? (100 * errors) / requests : 0);
     const [p50, p95] = [0.5, 0.95].map((q) => percentile(this.bounds, durations, q));
     this.p50.push(p50 === null ? null : p50 * 1000);
@@ -79,20 +76,27 @@ export class Series {
     return this.rows[0];
   }
 
+  // Workers tell their counts once a second, each at its own time: a little window takes the jitter out.
+  get lately() {
+    const row = this.rows.at(-1);
+    const base = this.since(RATE_WINDOW_S);
+    return {
+      seconds: row.uptime_seconds - base.uptime_seconds,
+      requests: row.requests - base.requests,
+      errors: row.errors - base.errors,
+    };
+  }
+
   get now() {
     if (!this.at.length) return null;
-    const row = this.rows.at(-1);
-    const base = this.since(3);
-    const seconds = row.uptime_seconds - base.uptime_seconds;
-    const requests = row.requests - base.requests;
-    const errors = row.errors - base.errors;
+    const { seconds, requests, errors } = this.lately;
     return {
       requests: requests / seconds,
       errors: errors / seconds,
       ratio: requests ? (100 * errors) / requests : 0,
       p50: this.p50.at(-1),
       p95: this.p95.at(-1),
-      connections: row.connections,
+      connections: this.connections.at(-1),
     };
   }
 }

@@ -98,14 +98,14 @@ function Server({ pool, server, traffic, heaviest, wanted, pending, propose }) {
   const weight = pending?.wish?.weight === undefined ? server.weight.effective : (pending.wish.weight ?? server.weight.configured);
   const state = pending?.wish?.state ?? server.state;
   const share = traffic.share(pool, address);
-  const since = health.since ? ` for ${duration((Date.now() - Date.parse(health.since)) / 1000)}` : "";
+  const since = health.since ? ` ${duration((Date.now() - Date.parse(health.since)) / 1000)}` : "";
   return html`<tr role="row" class=${`server ${server.state !== "ready" ? "aside" : ""} ${pending ? "pending" : ""}`}>
     <th role="rowheader" scope="row">
       <span class="address">${address}</span>
       ${server.backup && html`<span class="badge">backup</span>`}
       <span class=${`health ${healthTone(server)}`}>
         <${Icon} tone=${healthTone(server)} />
-        <span><b>${healthWord(server)}</b>${since} <span class="muted">${health.reason}</span></span>
+        <span><b>${healthWord(server)}</b>${since}${health.reason && html` <span class="muted">· ${health.reason}</span>`}</span>
       </span>
     </th>
     <td role="cell" data-label="Traffic">

@@ -1,0 +1,225 @@
+"""The page in a real browser: what an operator does with keyboard and mouse happens to the traffic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import axe_playwright_python
+import bed
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
+    "--disable-extensions", "--no-first-run",
+]  # fmt: skip
+VIEWER = "a-token-that-may-only-look"
+DESK, PHONE = (1360, 900), (360, 780)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = bed.program("chromium")
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium, args=QUIET, headless=True)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def proxy_under_page(nginx_a, nginx_b) -> Iterator[bed.Proxy]:
+    digest = hashlib.sha256(VIEWER.encode()).hexdigest()
+    made = bed.Proxy(
+        f'[admin.tokens.viewer]\nrole = "view"\nsha256 = "{digest}"\n'
+        f'[pools.web]\nservers = {json.dumps([nginx_a.address, nginx_b.address])}\nhealth = "GET /health"\n[sites."*"]\n"/" = "web"\n',
+        workers=2,
+    )
+    made.wait_healthy("web")
+    yield made
+    made.stop()
+    log = made.log
+    made.close()
+    assert "Traceback" not in log, log[-6000:]
+
+
+class Operator:
+    """Somebody at the page; `faults` collects what a browser's console would show."""
+
+    def __init__(self, browser: Browser, proxy: bed.Proxy, size: tuple[int, int] = DESK, scheme: Any = "light") -> None:
+        self.proxy = proxy
+        self.context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.faults: list[str] = []
+        self.asked: set[str] = set()
+        self.page.on("console", lambda said: self.faults.append(said.text) if said.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("request", lambda request: self.asked.add(re.sub(r"^(\w+://[^/]*).*", r"\1", request.url)))
+        self.page.goto(self.address)
+
+    @property
+    def address(self) -> str:
+        return f"http://{bed.HOST}:{self.proxy.admin_port}"
+
+    def enter(self, token: str = "") -> None:
+        self.page.get_by_label("Token").fill(token or self.proxy.token)
+        self.page.keyboard.press("Enter")
+        if not token or token == VIEWER:
+            self.page.get_by_role("heading", name="web").wait_for()
+            expect(self.page.get_by_text("live", exact=True)).to_be_visible()
+
+    def slider(self, server: str) -> Any:
+        return self.page.get_by_role("slider", name=f"Weight of {server} in web")
+
+    def state(self, server: str, name: str) -> Any:
+        return self.page.get_by_role("group", name=f"State of {server} in web").get_by_role("button", name=name)
+
+    @property
+    def proposal(self) -> Any:
+        return self.page.locator("form.proposal")
+
+    def wait_applied(self) -> None:
+        expect(self.proposal).to_have_count(0)
+
+    def leave(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def operator(browser, proxy_under_page) -> Iterator[Operator]:
+    made = Operator(browser, proxy_under_page)
+    yield made
+    made.leave()
+
+
+def test_a_wrong_token_is_told_and_the_page_asks_nobody_else(operator: Operator) -> None:
+    """A wrong token is said to be wrong; the right one opens and lasts for the tab; nothing is loaded from elsewhere, nothing blocked."""
+    operator.enter("wrong")
+    expect(operator.page.get_by_role("alert")).to_have_text("The proxy does not know this token.")
+    operator.enter()
+    operator.page.reload()
+    operator.page.get_by_role("heading", name="web").wait_for()
+    assert operator.asked == {operator.address}
+    assert [fault for fault in operator.faults if "401" not in fault] == []
+
+
+def test_a_weight_set_by_keyboard_moves_the_traffic(operator: Operator, nginx_a, nginx_b) -> None:
+    """Arrow keys on the slider, Enter, a reason, Enter: 1:1 becomes 1:9 at the servers, on the page and in the journal."""
+    operator.enter()
+    server = nginx_b.address
+    operator.slider(server).focus()
+    for _ in range(8):
+        operator.page.keyboard.press("ArrowRight")
+    expect(operator.proposal).to_contain_text(f"Weight of {server} in web: 1 → 9")
+    assert operator.proxy.server("web", server)["weight"]["effective"] == 1, "nothing happens before Apply"
+    operator.page.keyboard.press("Enter")
+    operator.page.keyboard.type("more for b")
+    operator.page.keyboard.press("Enter")
+    operator.wait_applied()
+    expect(operator.slider(server)).to_be_focused()
+
+    before = [nginx_a.requests(), nginx_b.requests()]
+    bed.send_requests(operator.proxy.url + "/", 3000)
+    after = [nginx_a.requests(), nginx_b.requests()]
+    assert abs(after[1] - before[1] - 2700) <= 30, (before, after)
+    row = operator.page.get_by_role("row").filter(has=operator.slider(server))
+    expect(row.locator(".share .words")).to_have_text(re.compile(r"^(89|90|91) % of 90 %$"))
+    expect(operator.page.locator(".changes li").first).to_contain_text("more for b")
+    expect(operator.page.get_by_label(re.compile(r"Requests per second: [1-9]"))).to_be_visible()
+    last = operator.proxy.get("/api/v1/changes")["changes"][-1]
+    assert (last["by"], last["reason"], last["change"]["after"]) == ("admin", "more for b", 9)
+    assert operator.faults == []
+
+
+def test_drain_ready_add_and_remove_by_click(operator: Operator, nginx_a) -> None:
+    """A click drains, a click brings back; a server comes and goes; Escape changes nothing and gives the focus back."""
+    operator.enter()
+    page, server = operator.page, nginx_a.address
+    for label in ("Drain", "Ready"):
+        operator.state(server, label).click()
+        operator.proposal.get_by_role("button", name=label).click()
+        operator.wait_applied()
+        expect(operator.state(server, label)).to_have_attribute("aria-pressed", "true")
+        assert operator.proxy.server("web", server)["state"] == label.lower()
+
+    operator.state(server, "Maint").click()
+    page.keyboard.press("Escape")
+    operator.wait_applied()
+    expect(operator.state(server, "Maint")).to_be_focused()
+    assert operator.proxy.server("web", server)["state"] == "ready"
+
+    new = f"{bed.HOST}:{bed.free_port()}"
+    page.get_by_role("button", name="Add server").click()
+    page.get_by_label("Address").fill("169.254.169.254:80")
+    operator.proposal.get_by_role("button", name="Add server").click()
+    expect(operator.proposal.get_by_role("alert")).to_contain_text("link-local")
+    page.get_by_label("Address").fill(new)
+    page.get_by_label("Backup").check()
+    page.keyboard.press("Enter")
+    operator.wait_applied()
+    expect(operator.slider(new)).to_be_visible()
+    assert operator.proxy.server("web", new)["backup"] is True
+    page.get_by_role("button", name=f"Remove {new}").click()
+    operator.proposal.get_by_role("button", name="Remove server").click()
+    expect(operator.slider(new)).to_have_count(0)
+
+
+def test_two_operators_at_once(operator: Operator, nginx_a) -> None:
+    """Somebody else's change between looking and applying is shown, nothing is overwritten; applying again is a decision."""
+    operator.enter()
+    server = nginx_a.address
+    operator.page.get_by_role("spinbutton", name=f"Weight of {server} in web, as a number").fill("7")
+    operator.proxy.change("web", server, weight=5, reason="the other one")
+    operator.proposal.get_by_role("button", name="Apply").click()
+    message = operator.proposal.get_by_role("alert")
+    expect(message).to_contain_text("Somebody else changed the configuration after you looked.")
+    expect(message).to_contain_text(f"by admin: weight of {server} in web: 1 → 5")
+    assert operator.proxy.server("web", server)["weight"]["effective"] == 5
+    operator.proposal.get_by_role("button", name="Apply all the same").click()
+    operator.wait_applied()
+    assert operator.proxy.server("web", server)["weight"]["effective"] == 7
+    operator.page.get_by_role("button", name=f"Weight of {server} in web: back to the file's 1").click()
+    operator.proposal.get_by_role("button", name="Apply").click()
+    operator.wait_applied()
+    assert operator.proxy.server("web", server)["weight"] == {"configured": 1, "set": None, "effective": 1}
+
+
+def test_a_viewer_is_told_what_the_role_forbids(operator: Operator, nginx_a) -> None:
+    """The role "view" sees everything; what it may not do is said in plain words."""
+    operator.enter(VIEWER)
+    operator.state(nginx_a.address, "Drain").click()
+    operator.page.keyboard.press("Enter")
+    expect(operator.proposal.get_by_role("alert")).to_contain_text("Your token may look, but not do this")
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")])
+def test_usable_for_everybody(browser, proxy_under_page, nginx_a, size, scheme) -> None:
+    """axe finds nothing serious, with and without a change under way; nothing is cut off on a phone."""
+    operator = Operator(browser, proxy_under_page, size, scheme)
+    try:
+        problems = axe(operator.page)
+        operator.enter()
+        problems += axe(operator.page)
+        operator.state(nginx_a.address, "Drain").click()
+        problems += axe(operator.page)
+        assert problems == []
+        assert operator.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    finally:
+        operator.leave()
+
+
+def axe(page: Page) -> list[str]:
+    """Serious and critical faults, as lines to read."""
+    page.evaluate(AXE)
+    found = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        f"{fault['impact']} {fault['id']}: {fault['help']}: {', '.join(node['html'][:120] for node in fault['nodes'][:3])}"
+        for fault in found["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]

@@ -1,0 +1,129 @@
+// All that the page knows of the proxy, kept fresh by its events; `changed` is called whenever something is new.
+
+import { Offers, Refused, ask, follow } from "./api.js";
+import { Series, Traffic } from "./figures.js";
+import { inOneLine } from "./changes.js";
+
+const REFRESH_MS = 5000;
+const SITES = "/api/v1/sites";
+
+export class Proxy {
+  constructor(changed, refused, announce) {
+    this.changed = changed;
+    this.refused = refused; // the token is not, or no longer, good
+    this.announce = announce;
+    this.series = new Series();
+    this.traffic = new Traffic();
+    this.offers = new Offers();
+    this.connection = "waiting";
+    this.pools = null;
+    this.status = null;
+    this.sites = null;
+    this.changes = [];
+    this.stats = null;
+    this.etag = null;
+    this.failure = "";
+  }
+
+  start() {
+    this.end = new AbortController();
+    ask("GET", "/api/v1/openapi.json").then(({ data }) => {
+      this.offers = new Offers(data);
+      this.refresh();
+    }, this.#failed);
+    follow((kind, data) => this.#happened(kind, data), (state) => this.#connected(state), this.end.signal);
+    this.timer = setInterval(() => document.hidden || this.refresh(), REFRESH_MS);
+  }
+
+  stop() {
+    this.end.abort();
+    clearInterval(this.timer);
+  }
+
+  #failed = (e) => {
+    if (!(e instanceof Refused)) throw e;
+    if (e.status === 401) this.refused(e.message);
+    else {
+      this.failure = e.message;
+      this.changed();
+    }
+  };
+
+  #connected(state) {
+    if (state instanceof Refused) return this.#failed(state);
+    this.connection = state;
+    if (state === "live") this.refresh();
+    this.changed();
+  }
+
+  // Everything that is not a counter. One at a time; a wish that comes meanwhile is granted afterwards.
+  async refresh() {
+    if (this.refreshing) {
+      this.again = true;
+      return this.refreshing;
+    }
+    this.refreshing = this.#load();
+    try {
+      await this.refreshing;
+    } finally {
+      this.refreshing = null;
+    }
+    if (this.again) {
+      this.again = false;
+      await this.refresh();
+    }
+  }
+
+  async #load() {
+    try {
+      const wanted = ["/api/v1/status", "/api/v1/changes", "/api/v1/pools"].map((path) => ask("GET", path));
+      if (this.offers.has("GET", SITES)) wanted.push(ask("GET", SITES));
+      const [status, changes, pools, sites] = await Promise.all(wanted);
+      this.status = status.data;
+      this.changes = changes.data.changes;
+      this.pools = pools.data.pools;
+      this.etag = pools.etag;
+      this.sites = sites ? sites.data.sites : null;
+      this.failure = "";
+      this.changed();
+    } catch (e) {
+      this.#failed(e);
+    }
+  }
+
+  #happened(kind, data) {
+    if (kind === "recent") {
+      this.series.bounds = data.bounds;
+      const rows = data.rows.map((row) => Object.fromEntries(data.columns.map((name, i) => [name, row[i]])));
+      const newest = rows.at(-1)?.uptime_seconds ?? 0;
+      for (const row of rows) this.series.add(row, Date.now() / 1000 - (newest - row.uptime_seconds));
+    } else if (kind === "stats") {
+      this.#counted(data);
+    } else {
+      if (kind === "change") this.announce(`Revision ${data.revision} by ${data.by}: ${inOneLine(data.change)}`);
+      if (kind === "health" && data.health) this.announce(`${data.server} in ${data.pool} is ${data.health}: ${data.reason}`);
+      this.refresh();
+    }
+    this.changed();
+  }
+
+  #counted(stats) {
+    this.stats = stats;
+    this.series.add(stats, Date.now() / 1000);
+    this.traffic.add(stats);
+    const rows = new Map(stats.servers.map((s) => [`${s.pool} ${s.server}`, s]));
+    const queues = new Map((stats.pools ?? []).map((p) => [p.name, p.waiting]));
+    for (const pool of this.pools ?? []) {
+      pool.queue.waiting = queues.get(pool.name) ?? pool.queue.waiting;
+      for (const server of pool.servers) {
+        const row = rows.get(`${pool.name} ${server.address}`);
+        if (row) Object.assign(server, { connections: row.connections, requests: row.requests, failures: row.failures });
+      }
+    }
+    if (this.status) Object.assign(this.status, { workers: stats.workers, uptime_seconds: stats.uptime_seconds });
+  }
+
+  liveOf(pool) {
+    return this.stats?.pools?.find((p) => p.name === pool);
+  }
+}

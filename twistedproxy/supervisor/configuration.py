@@ -1,0 +1,73 @@
+"""The configuration file as the running supervisor sees it: read again, checked, fitted to this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twisted.logger import Logger
+
+from twistedproxy.config import loader
+from twistedproxy.config.model import Model
+from twistedproxy.errors import ConfigurationError, Problem
+from twistedproxy.supervisor.limits import fit
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What the operator wrote and what it means here."""
+
+    model: Model
+    text: str
+    """As written."""
+    effective: Mapping[str, Any]
+    """In the form of the file with all defaults, placeholders as written."""
+
+
+class ConfigurationFile:
+    """The file at `path`; `descriptor_limit` says how many files a process may open."""
+
+    log = Logger()
+
+    def __init__(self, path: str, descriptor_limit: Callable[[], int]) -> None:
+        self.path = path
+        self._descriptor_limit = descriptor_limit
+
+    def read(self) -> Configuration:
+        """What it says now; `ConfigurationError` with every problem."""
+        return self._fitted(loader.read_file(self.path))
+
+    def parse(self, text: str) -> Configuration:
+        """The same for a text that was in the file once."""
+        return self._fitted(loader.read(text, file=self.path))
+
+    def check(self, text: str) -> None:
+        """Is this a configuration? It comes from somebody else, so placeholders, which would read our secrets, are refused."""
+        loader.read(text, file=self.path, allow_placeholders=False)
+
+    def _fitted(self, loaded: loader.Loaded) -> Configuration:
+        fitted = fit(loaded.model, self._descriptor_limit())
+        if isinstance(fitted, Problem):
+            raise ConfigurationError([Problem(fitted.path, fitted.message, fitted.line, self.path)])
+        if fitted != loaded.model:
+            self.log.warn(
+                "the limit of open files allows fewer connections than the default: max_connections is lowered (systemd: LimitNOFILE)"
+            )
+        return Configuration(fitted, loaded.text, loaded.effective)
+
+
+def keep_what_needs_a_restart(old: Model, new: Model) -> tuple[Model, tuple[str, ...]]:
+    """`new` with the values that are read at start only, and a sentence for each that the file has changed."""
+    notes = []
+    for key, before, after in (
+        ("state_dir", old.state_dir, new.state_dir),
+        ("admin.listen", old.admin.listen, new.admin.listen),
+        ("admin.token_file", old.admin.token_file, new.admin.token_file),
+        ("logs.events", old.logs.events, new.logs.events),
+    ):
+        if before != after:
+            notes.append(f"{key} is read at start only: restart the proxy to change it")
+    admin = replace(new.admin, listen=old.admin.listen, token_file=old.admin.token_file)
+    logs = replace(new.logs, events=old.logs.events)
+    return replace(new, state_dir=old.state_dir, admin=admin, logs=logs), tuple(notes)

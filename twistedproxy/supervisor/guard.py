@@ -1,0 +1,157 @@
+"""Watches a change and takes it back when traffic gets worse: ``abort_if = "errors > 1% or p95 > +20%"``.
+
+How it works
+    Once a second the totals of all workers are noted; a minute of them is kept. When a watched change begins, the minute before it
+    is the baseline. What happened since is compared with it as soon as there are `MIN_REQUESTS` requests. Errors are answers of
+    status 500 and above; p95 is read off the histogram, within its bucket in proportion. ``> 1%`` is absolute, ``> +20%`` relative to
+    the baseline.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twistedproxy.errors import ChangeRefused
+from twistedproxy.observability.metrics import BUCKETS_S
+
+MIN_REQUESTS = 50
+BASELINE_S = 60
+_TERM = re.compile(r"\s*(errors|p50|p95|p99)\s*>\s*(\+)?\s*(\d+(?:\.\d+)?)\s*(%|ms|s)\s*", re.ASCII)
+FORM = 'conditions such as "errors > 1%", "p95 > +20%" or "p95 > 500ms", joined by "or"'
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    what: str
+    """``errors``, ``p50``, ``p95`` or ``p99``."""
+    is_relative: bool
+    limit: float
+    """A ratio (0.01), or seconds."""
+    text: str
+
+
+def parse(text: str) -> tuple[Condition, ...]:
+    """`ChangeRefused` (400) says what may stand there."""
+    conditions = []
+    for part in text.split(" or "):
+        found = _TERM.fullmatch(part)
+        wrong = found is None or (found[1] == "errors" and found[4] != "%") or (found[1] != "errors" and not found[2] and found[4] == "%")
+        if found is None or wrong or (found[2] and found[4] != "%"):
+            raise ChangeRefused(400, f"abort_if: {part.strip()!r:.60} is not understood; allowed are {FORM}", "abort_if")
+        scale = {"%": 0.01, "ms": 0.001, "s": 1.0}[found[4]]
+        conditions.append(Condition(found[1], bool(found[2]), float(found[3]) * scale, part.strip()))
+    return tuple(conditions)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Running totals of all HTTP traffic, or the difference of two."""
+
+    requests: int
+    errors: int
+    buckets: tuple[int, ...]
+
+    def since(self, before: Sample) -> Sample:
+        spent = tuple(a - b for a, b in zip(self.buckets, before.buckets, strict=True))
+        return Sample(self.requests - before.requests, self.errors - before.errors, spent)
+
+    @property
+    def error_ratio(self) -> float:
+        return self.errors / self.requests if self.requests else 0.0
+
+    def quantile(self, q: float) -> float:
+        """Seconds."""
+        total = sum(self.buckets)
+        wanted, seen = q * total, 0
+        for index, count in enumerate(self.buckets):
+            if count and seen + count >= wanted:
+                low = BUCKETS_S[index - 1] if index else 0.0
+                high = BUCKETS_S[index] if index < len(BUCKETS_S) else low
+                return low + (high - low) * (wanted - seen) / count
+            seen += count
+        return 0.0
+
+    def value(self, what: str) -> float:
+        return self.error_ratio if what == "errors" else self.quantile(int(what[1:]) / 100)
+
+
+def sample(statistics: Mapping[str, Any]) -> Sample:
+    requests = errors = 0
+    for row in statistics["requests"]:
+        requests += row[-1]
+        if str(row[3]) >= "500":
+            errors += row[-1]
+    buckets = [0] * (len(BUCKETS_S) + 1)
+    for row in statistics["durations"]:
+        for index, count in enumerate(row[2]):
+            buckets[index] += count
+    return Sample(requests, errors, tuple(buckets))
+
+
+def tripped(conditions: Sequence[Condition], before: Sample, now: Sample) -> str:
+    """The figures of the first condition that is true; "" while there are too few requests, or none is."""
+    if now.requests < MIN_REQUESTS:
+        return ""
+    for condition in conditions:
+        value, was = now.value(condition.what), before.value(condition.what)
+        if condition.is_relative and before.requests < MIN_REQUESTS:
+            continue
+        limit = was * (1 + condition.limit) if condition.is_relative else condition.limit
+        if value > limit:
+            return (
+                f"{condition.text}: {_figure(condition.what, value)} in {now.requests} requests since the change, "
+                f"{_figure(condition.what, was)} in {before.requests} before"
+            )
+    return ""
+
+
+def _figure(what: str, value: float) -> str:
+    return f"{what} {value:.2%}" if what == "errors" else f"{what} {value * 1000:.1f} ms"
+
+
+@dataclass(slots=True)
+class _Watched:
+    conditions: tuple[Condition, ...]
+    baseline: Sample
+    start: Sample
+    until: float
+
+
+class Guard:
+    """`statistics` gives running totals, `trip` gets the revision and the figures that condemn it."""
+
+    def __init__(self, seconds: Callable[[], float], statistics: Callable[[], Mapping[str, Any]], trip: Callable[[int, str], None]) -> None:
+        self._seconds = seconds
+        self._statistics = statistics
+        self._trip = trip
+        self._past: deque[Sample] = deque(maxlen=BASELINE_S)
+        self._watched: dict[int, _Watched] = {}
+
+    def check(self, text: str | None) -> None:
+        """`ChangeRefused` when `text` is no condition."""
+        if text is not None:
+            parse(text)
+
+    def watch(self, revision: int, text: str, for_s: float) -> None:
+        now = sample(self._statistics())
+        baseline = now.since(self._past[0]) if self._past else now
+        self._watched[revision] = _Watched(parse(text), baseline, now, self._seconds() + for_s)
+
+    def forget(self, revision: int) -> None:
+        self._watched.pop(revision, None)
+
+    def look(self) -> None:
+        """Called once a second."""
+        now = sample(self._statistics())
+        self._past.append(now)
+        for revision, watched in tuple(self._watched.items()):
+            figures = tripped(watched.conditions, watched.baseline, now.since(watched.start))
+            if figures:
+                del self._watched[revision]
+                self._trip(revision, figures)
+            elif self._seconds() > watched.until:
+                del self._watched[revision]

@@ -1,0 +1,358 @@
+"""What an operator may do to the running configuration, one thing at a time: change, reload, undo, confirm, preview, adopt.
+
+How it works
+    Under one lock: decide (against the running model), journal with fsync, commit. Until the journal has it nothing has
+    changed, and whatever else can fail (a text that does not parse, a port that is taken) fails before. Committing cannot fail: the new
+    model is the truth, and a worker that does not follow is sent all of it or replaced. Waiting for the workers' acks happens outside
+    the lock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.logger import Logger
+
+from twistedproxy.config import changes, plain, shown, undo
+from twistedproxy.config.changes import Change, ReplaceConfig
+from twistedproxy.config.control import Applied, Entry, Preview, Terms
+from twistedproxy.config.model import Model
+from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
+from twistedproxy.supervisor import adoption
+from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile, keep_what_needs_a_restart
+from twistedproxy.supervisor.guard import Guard
+from twistedproxy.supervisor.journal import ChangeLog, Note, rfc3339
+from twistedproxy.supervisor.overrides import Override, Overrides
+from twistedproxy.supervisor.pending import Pending
+from twistedproxy.supervisor.preview import previewed
+from twistedproxy.supervisor.sockets import Staged, Wanted, wanted_listeners
+
+OURSELVES = "revproxy"
+"""Who takes back what was not confirmed."""
+GUARD_S = 120.0
+"""How long `abort_if` watches a change that needs no confirmation."""
+
+
+class Plane(Protocol):
+    """What is operated on: the supervisor."""
+
+    model: Model
+    revision: int
+
+    @property
+    def is_stopping(self) -> bool: ...
+
+    def stage(self, wanted: Sequence[Wanted], slots: int) -> Staged | list[Problem]: ...
+
+    def commit(self, model: Model, revision: int, change: Mapping[str, Any] | None) -> Deferred[tuple[int, list[int]]]:
+        """Make this the truth and bring every worker there, by `change` or by the whole model."""
+        ...
+
+    def replace_listeners(self, staged: Staged, slots: int) -> Callable[[], None]:
+        """Before a commit: take the new sockets over; what is returned is called when the workers know of them."""
+        ...
+
+    def publish(self, kind: str, data: Mapping[str, Any]) -> None: ...
+
+    def health(self) -> tuple[Mapping[tuple[str, str], Any], frozenset[tuple[str, str]]]:
+        """What is known of the servers: verdicts and ejections."""
+        ...
+
+    def statistics(self) -> Mapping[str, Any]: ...
+
+
+class Operations:
+    """`file` and `current`: the configuration file and what it said at start; None: only live changes are possible."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        plane: Plane,
+        journal: ChangeLog,
+        wall: Callable[[], float],
+        file: ConfigurationFile | None,
+        current: Configuration | None,
+        in_thread: Callable[[Callable[[], Any]], Deferred[Any]],
+    ) -> None:
+        self._reactor = reactor
+        self._plane = plane
+        self._journal = journal
+        self._wall = wall
+        self._file = file
+        self.current = current
+        self._in_thread = in_thread
+        self._lock = DeferredLock()
+        self.reloads: Counter[str] = Counter({"success": 0, "refused": 0})
+        self._pending = Pending(reactor, self._ran_out)
+        self._guard = Guard(reactor.seconds, plane.statistics, self._tripped)
+
+    def start(self) -> None:
+        """Go on waiting for confirmations; what ran out while we were down is taken back now."""
+        for entry in self._journal.unconfirmed():
+            self._pending.wait(entry.revision, seconds_until(entry.confirm_by or "", self._wall()))
+
+    def stop(self) -> None:
+        self._pending.stop()
+
+    def each_second(self) -> None:
+        self._guard.look()
+
+    @property
+    def effective(self) -> Mapping[str, Any]:
+        if self.current is None:
+            return {}
+        return shown.running(self.current.effective, self.current.model, self._plane.model)
+
+    # One change
+
+    async def apply(self, change: Change, terms: Terms) -> Applied:
+        async with self._lock:
+            self._check(terms)
+            return_now, acks = await self._change(change, terms, Note())
+        return return_now if acks is None else await self._finished(return_now, acks)
+
+    def _check(self, terms: Terms) -> None:
+        if self._plane.is_stopping:
+            raise ChangeRefused(503, "the proxy is stopping")
+        expected, revision = terms.expected_revision, self._plane.revision
+        if expected is not None and expected != revision:
+            raise ChangeRefused(412, f"you changed revision {expected}, the proxy is at revision {revision}; look again and retry")
+        self._guard.check(terms.abort_if)
+
+    async def _change(self, change: Change, terms: Terms, note: Note) -> tuple[Applied, Deferred[tuple[int, list[int]]] | None]:
+        before = self._plane.model
+        model = changes.apply(before, change)
+        if terms.is_preview:
+            described = (changes.describe(before, change),)
+            return self._previewed(model, described, change), None
+        note = replace(note, confirm_by=self._deadline(terms))
+        entry = await self._journal.append(before, change, by=terms.by, reason=terms.reason, note=note)
+        acks = self._plane.commit(model, entry.revision, changes.to_plain(change))
+        self._committed(entry, terms)
+        return Applied(entry.revision, 0, 0, confirm_by=entry.confirm_by), acks
+
+    def _previewed(self, model: Model, described: tuple[Mapping[str, Any], ...], change: Change | None, **more: Any) -> Applied:
+        preview: Preview = previewed(self._plane.model, model, described, change, self._plane.health(), self._plane.statistics())
+        return Applied(self._plane.revision, 0, 0, preview=preview, **more)
+
+    def _deadline(self, terms: Terms) -> str | None:
+        return None if terms.confirm_within_s is None else rfc3339(self._wall() + terms.confirm_within_s)
+
+    def _committed(self, entry: Entry, terms: Terms) -> None:
+        self.log.info("revision {revision} by {by}: {what}", revision=entry.revision, by=terms.by, what=sentence(entry.change))
+        self._plane.publish("change", plain.encode(entry))
+        if terms.confirm_within_s is not None:
+            self._pending.wait(entry.revision, terms.confirm_within_s)
+        if terms.abort_if is not None:
+            self._guard.watch(entry.revision, terms.abort_if, terms.confirm_within_s or GUARD_S)
+
+    async def _finished(self, applied: Applied, acks: Deferred[tuple[int, list[int]]]) -> Applied:
+        total, behind = await acks
+        return replace(applied, total=total, acked=total - len(behind), lagging=tuple(behind))
+
+    # The file
+
+    async def reload(self, terms: Terms) -> Applied:
+        """Make the file what is in force; `ConfigurationError` with every problem, and then nothing has changed."""
+        if self._file is None:
+            raise ChangeRefused(409, "this proxy runs without a configuration file")
+        try:
+            async with self._lock:
+                self._check(terms)
+                applied, acks, done = await self._replace(self._file.read(), terms)
+        except ConfigurationError as e:
+            if not terms.is_preview:
+                self.reloads["refused"] += 1
+                for problem in e.problems:
+                    self.log.error("reload refused, nothing was changed: {problem}", problem=str(problem))
+            raise
+        if acks is None:
+            return applied
+        applied = await self._finished(applied, acks)
+        done()
+        self.reloads["success"] += 1
+        return applied
+
+    async def _replace(
+        self, wanted: Configuration, terms: Terms, undoes: int | None = None, revived: tuple[Override, ...] = ()
+    ) -> tuple[Applied, Deferred[tuple[int, list[int]]] | None, Callable[[], None]]:
+        """Make `wanted` what is in force. Nothing changes before the journal has it, and nothing can fail after."""
+        old = self.current
+        if old is None:
+            raise ChangeRefused(409, "this proxy runs without a configuration file")
+        configured, notes = keep_what_needs_a_restart(old.model, wanted.model)
+        model, superseded = self._journal.lay_over(configured, revived)
+        words = tuple(str(each) for each in superseded if not each.is_agreement)
+        described = {"kind": "replace_config", "changes": shown.compare(old.effective, wanted.effective)}
+        if wanted.text == old.text and model == self._plane.model:
+            note = "the file says what is in force already"
+            return Applied(self._plane.revision, 0, 0, notes=(*notes, note)), None, _nothing
+        slots = max(configured.workers, 1)
+        staged = self._plane.stage(wanted_listeners(configured), slots)
+        if isinstance(staged, list):
+            file = self._file.path if self._file else ""
+            raise ConfigurationError([Problem(p.path, p.message, p.line, p.file or file) for p in staged])
+        if terms.is_preview:
+            staged.abandon()
+            return self._previewed(model, (described,), None, superseded=words, notes=notes), None, _nothing
+        note_kept = Note(
+            described, undoes=undoes, confirm_by=self._deadline(terms), configured=configured,
+            superseded=tuple(s.override for s in superseded), revived=revived,
+        )  # fmt: skip
+        try:
+            entry = await self._journal.append(
+                self._plane.model, ReplaceConfig(wanted.text), by=terms.by, reason=terms.reason, note=note_kept
+            )
+        except BaseException:
+            staged.abandon()
+            raise
+        self.current = replace(wanted, model=configured)
+        done = self._plane.replace_listeners(staged, slots)
+        acks = self._plane.commit(model, entry.revision, None)
+        self._committed(entry, terms)
+        for word in words:
+            self.log.warn("the configuration file has overtaken a live change: {what}", what=word)
+        return Applied(entry.revision, 0, 0, superseded=words, notes=notes, confirm_by=entry.confirm_by), acks, done
+
+    def check(self, text: str) -> None:
+        if self._file is not None:
+            self._file.check(text)
+
+    # Back
+
+    async def undo(self, revision: int, terms: Terms) -> Applied:
+        done: Callable[[], None] = _nothing
+        async with self._lock:
+            self._check(terms)
+            record = self._journal.record(revision)
+            if record is None:
+                raise ChangeRefused(404, f"revision {revision} is not in the journal, or so old that it is not kept in memory")
+            if record.entry.undone_by is not None:
+                raise ChangeRefused(409, f"revision {revision} was undone by revision {record.entry.undone_by}")
+            mine = undo.touched(record.apply)
+            for later in self._journal.records_after(revision):
+                is_undone = later.entry.undone_by is not None or (later.undoes is not None and later.undoes > revision)
+                if not is_undone and undo.meet(mine, undo.touched(later.apply)):
+                    who = f"revision {later.entry.revision} by {later.entry.by}"
+                    raise ChangeRefused(409, f"{who} touched the same values later; undo that one first")
+            if record.inverse is not None:
+                change = changes.from_plain(record.inverse)
+                applied, acks = await self._change(change, terms, Note(undoes=revision))
+            elif undo.CONFIG in mine:
+                wanted = await self._text_before(revision)
+                applied, acks, done = await self._replace(wanted, terms, undoes=revision, revived=record.superseded)
+            else:
+                raise ChangeRefused(409, f"revision {revision} was made by an older version, which did not note how to take it back")
+        if not terms.is_preview:
+            self._pending.forget(revision)
+            self._guard.forget(revision)
+        if acks is None:
+            return applied
+        applied = await self._finished(applied, acks)
+        done()
+        return applied
+
+    async def _text_before(self, revision: int) -> Configuration:
+        found = await self._in_thread(lambda: self._journal.configuration_at(revision - 1))
+        if found is None or self._file is None:
+            raise ChangeRefused(409, f"the configuration before revision {revision} is not known any more")
+        try:
+            return self._file.parse(found[0])
+        except ConfigurationError as e:
+            raise ChangeRefused(409, f"the configuration before revision {revision} is not valid any more: {e.problems[0]}") from None
+
+    async def confirm(self, revision: int, by: str) -> None:
+        async with self._lock:
+            if all(entry.revision != revision for entry in self._journal.unconfirmed()):
+                waiting = ", ".join(str(entry.revision) for entry in self._journal.unconfirmed()) or "none"
+                raise ChangeRefused(409, f"revision {revision} does not wait for confirmation; these do: {waiting}")
+            await self._journal.confirm(revision, by)
+            self._pending.forget(revision)
+        self.log.info("revision {revision} is confirmed by {by}", revision=revision, by=by)
+
+    def _ran_out(self, revision: int) -> None:
+        self._take_back(revision, "not confirmed in time")
+
+    def _tripped(self, revision: int, figures: str) -> None:
+        self._take_back(revision, figures)
+
+    def _take_back(self, revision: int, why: str) -> None:
+        self.log.warn("revision {revision} is taken back: {why}", revision=revision, why=why)
+        undone = Deferred.fromCoroutine(self.undo(revision, Terms(OURSELVES, why)))
+        undone.addErrback(lambda failure: self._cannot_take_back(revision, failure))
+
+    def _cannot_take_back(self, revision: int, failure: Any) -> None:
+        self.log.error("revision {revision} cannot be taken back and stays: {why}", revision=revision, why=failure.getErrorMessage())
+        if failure.check(ChangeRefused) and failure.value.status == 409 and any(
+            e.revision == revision for e in self._journal.unconfirmed()
+        ):
+            kept = Deferred.fromCoroutine(self.confirm(revision, OURSELVES))
+            kept.addErrback(lambda f: self.log.error("{why}", why=f.getErrorMessage()))
+
+    # Looking
+
+    async def configuration_at(self, revision: int) -> Mapping[str, Any]:
+        if revision == self._plane.revision:
+            return self.effective
+        found: tuple[str, Overrides] | None = None
+        if revision < self._plane.revision:
+            found = await self._in_thread(lambda: self._journal.configuration_at(revision))
+        if found is None or self._file is None:
+            raise ChangeRefused(404, f"the configuration at revision {revision} is not known; the newest is {self._plane.revision}")
+        text, overrides = found
+        try:
+            then = self._file.parse(text)
+        except ConfigurationError as e:
+            raise ChangeRefused(409, f"the file's text at revision {revision} is not valid any more: {e.problems[0]}") from None
+        return shown.running(then.effective, then.model, overrides.over(then.model)[0])
+
+    async def difference(self) -> Sequence[Mapping[str, Any]]:
+        if self._file is None:
+            raise ChangeRefused(409, "this proxy runs without a configuration file")
+        return adoption.difference(self._file.read().model, self._plane.model)
+
+    async def adopt(self, terms: Terms) -> tuple[str, Applied | None]:
+        """Write the live values into the file, and reload it, so that they are the file's from then on."""
+        if self._file is None:
+            raise ChangeRefused(409, "this proxy runs without a configuration file")
+        self._check(terms)
+        on_disk = self._file.read()
+        text = adoption.edited(on_disk.text, on_disk.model, self._plane.model)
+        edit = adoption.unified_diff(on_disk.text, text, self._file.path)
+        if terms.is_preview or not edit:
+            return edit, None
+        again = self._file.parse(text)
+        if left := adoption.difference(again.model, self._plane.model):
+            raise ChangeRefused(409, f"{left[0]['path']} cannot be written into the file by itself; edit it by hand: {left}")
+        path = self._file.path
+        await self._in_thread(lambda: adoption.write(path, on_disk.text, text))
+        return edit, await self.reload(replace(terms, expected_revision=None, reason=terms.reason or "live values adopted"))
+
+
+def seconds_until(at: str, now: float) -> float:
+    from datetime import datetime  # noqa: PLC0415 - at start only
+
+    try:
+        return max(0.0, datetime.fromisoformat(at).timestamp() - now)
+    except ValueError:
+        return 0.0
+
+
+def sentence(change: Mapping[str, Any]) -> str:
+    """A described change for the log."""
+    if change["kind"] == "batch":
+        return "; ".join(sentence(part) for part in change["changes"])
+    if change["kind"] == "replace_config":
+        return "the configuration file: " + ("; ".join(change.get("changes", ())) or "no value changed")
+    where = " ".join(str(change[key]) for key in ("pool", "server", "site") if key in change)
+    return f"{change['kind']} {where}: {change.get('before')} → {change.get('after')}"
+
+
+def _nothing() -> None:
+    """Nothing is left to do."""

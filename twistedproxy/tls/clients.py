@@ -1,0 +1,61 @@
+"""What TLS tells about a client: for the server behind us, for rules, and for the decision whether a site may be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from OpenSSL import SSL
+
+from twistedproxy.tls.certificates import Choice, Demands
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """One client connection's TLS."""
+
+    version: str
+    """``TLSv1.3``."""
+    name: str
+    """What the client asked for (SNI); "" for nothing."""
+    demands: Demands
+    """What the handshake was held to."""
+    subject: str = ""
+    """Of the client's certificate, RFC 4514; "" without one. It was verified: a wrong one ends the handshake."""
+    alternative_names: str = ""
+    """Of the client's certificate, separated by commas: ``DNS:a.example,email:x@a.example``."""
+    sha256: str = ""
+    """Fingerprint of the client's certificate, lower-case hexadecimal."""
+
+
+_KINDS: dict[type, str] = {x509.DNSName: "DNS", x509.RFC822Name: "email", x509.UniformResourceIdentifier: "URI", x509.IPAddress: "IP"}
+
+
+def client_tls(tls: SSL.Connection, name: str, choice: Choice) -> ClientTls:
+    """After the handshake."""
+    version = tls.get_protocol_version_name()
+    certificate = tls.get_peer_certificate(as_cryptography=True) if choice.asks_for_certificate else None
+    if certificate is None:
+        return ClientTls(version, name, choice.demands)
+    return ClientTls(
+        version,
+        name,
+        choice.demands,
+        _plain(certificate.subject.rfc4514_string()),
+        _plain(_alternative_names(certificate)),
+        certificate.fingerprint(SHA256()).hex(),
+    )
+
+
+def _alternative_names(certificate: x509.Certificate) -> str:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return ""
+    return ",".join(f"{_KINDS[type(name)]}:{name.value}" for name in names if type(name) in _KINDS)
+
+
+def _plain(text: str) -> str:
+    """Fit for a header field: whoever had the certificate made chose these characters."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:1024]
