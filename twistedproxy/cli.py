@@ -1,218 +1,23 @@
-"""The `revproxy` command: checks a configuration file, and talks to the running daemon.
+"""The `revproxy` command: checks a configuration file, and sees and changes the running proxy.
 
-The daemon is found by its unix socket (``--state DIR``, ``$REVPROXY_STATE``, or the ``state_dir`` of the default files), or
-named by ``--admin URL --token-file F``. Heavy imports wait until a subcommand needs them, so that ``--help`` is quick.
+What talks to the daemon is in `daemon`. Heavy imports wait until a subcommand needs them, so that ``--help`` is quick.
 """
 # ruff: noqa: PLC0415 (see above)
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import click
 
 from twistedproxy import __version__
-
-DEFAULT_FILES = ("revproxy.toml", "/etc/revproxy/revproxy.toml")
-SYSTEM_STATE_DIR = "/var/lib/revproxy"
-"""Where systemd's ``StateDirectory=revproxy`` puts the state of the daemon that reads the second default file."""
-TIMEOUT_S = 30.0
+from twistedproxy.daemon import Failed, Options, ask, change_in_words, count, show_applied, show_json, show_table, stream
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Failed(click.ClickException):
-    """One sentence that says what to do, on standard error; exit 1."""
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"revproxy: {self.message}", err=True)
-
-
-@dataclass(slots=True)
-class Options:
-    """What may stand before or after the subcommand."""
-
-    state: str | None = None
-    admin: str | None = None
-    token_file: str | None = None
-    reason: str = ""
-    is_json: bool = False
-
-    def take(self, given: Mapping[str, Any]) -> None:
-        for name in ("state", "admin", "token_file", "reason", "is_json"):
-            if given.get(name):
-                setattr(self, name, given[name])
-
-
-# How to reach the daemon
-
-
-class _UnixConnection(HTTPConnection):
-    """HTTP over the admin socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        # A socket's path has at most 107 bytes; the way there from here may be shorter.
-        self.sock.connect(min(self._path, os.path.relpath(self._path), key=len))
-
-
-def ask(options: Options, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    """One request to the daemon; its JSON answer. Raises `Failed` with the daemon's own words when it refuses."""
-    where, connection, headers = _reach(options)
-    data = None
-    if body is not None:
-        headers["Content-Type"] = "application/json"
-        data = json.dumps({**body, **({"reason": options.reason} if options.reason else {})})
-    try:
-        connection.request(method, path, data, headers)
-        response = connection.getresponse()
-        raw = response.read()
-    except (OSError, HTTPException) as e:
-        raise Failed(_unreachable(where, e)) from None
-    finally:
-        connection.close()
-    try:
-        answer = json.loads(raw)
-    except ValueError:
-        raise Failed(f"{where} answered {response.status} and no JSON; is that the admin address of revproxy?") from None
-    if response.status != 200:
-        raise Failed(_refused(where, response.status, answer))
-    return answer
-
-
-def stream(options: Options, path: str) -> Iterator[bytes]:
-    """The lines of an answer that does not end by itself. Raises `Failed` as `ask` does."""
-    where, connection, headers = _reach(options)
-    try:
-        connection.request("GET", path, None, headers)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise Failed(_refused(where, response.status, json.loads(response.read() or b"null")))
-        yield from response
-    except (OSError, HTTPException, ValueError) as e:
-        raise Failed(_unreachable(where, e)) from None
-    finally:
-        connection.close()
-
-
-def _reach(options: Options) -> tuple[str, HTTPConnection, dict[str, str]]:
-    if options.admin is None:
-        path = find_socket(options)
-        return path, _UnixConnection(path), {}
-    url = urlsplit(options.admin if "//" in options.admin else f"//{options.admin}", "http")
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise Failed(f"--admin {options.admin} is not a URL such as http://127.0.0.1:9901.")
-    if not options.token_file:
-        raise Failed("--admin needs --token-file FILE, the file that holds the token (admin.token in the daemon's state directory).")
-    try:
-        with open(options.token_file, encoding="ascii") as file:
-            token = file.read().strip()
-    except (OSError, UnicodeDecodeError) as e:
-        raise Failed(f"the token file {options.token_file} cannot be read: {getattr(e, 'strerror', e)}; name another one.") from None
-    kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
-    try:
-        port = url.port
-    except ValueError:
-        raise Failed(f"--admin {options.admin} has no valid port; write it like http://127.0.0.1:9901.") from None
-    return options.admin, kind(url.hostname, port, timeout=TIMEOUT_S), {"Authorization": f"Bearer {token}"}
-
-
-def _unreachable(where: str, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return f"{where} may not be opened by this user; run as the user of the daemon, or use --admin URL --token-file FILE."
-    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        return f"no daemon answers at {where}; start it with 'twistd revproxy', or point --state or --admin at the one that runs."
-    return f"{where} does not answer: {error or type(error).__name__}; see the daemon's log."
-
-
-def _refused(where: str, status: int, answer: Any) -> str:
-    if status == 401:
-        return f"{where} does not know this token; use the token file that belongs to it."
-    if status == 403:
-        return f"{where} forbids this: the token's role is too small, or the host name is not among admin.names."
-    detail = answer.get("detail") or answer.get("title") if isinstance(answer, dict) else None
-    return f"{detail or f'the daemon answered {status}; see its log'}"
-
-
-def find_socket(options: Options) -> str:
-    """Path of the daemon's admin socket."""
-    state = options.state or os.environ.get("REVPROXY_STATE")
-    if state:
-        return os.path.join(state, "admin.sock")
-    tried = []
-    for file in DEFAULT_FILES:
-        for directory in _state_dirs(file):
-            path = os.path.join(directory, "admin.sock")
-            if os.path.exists(path):
-                return path
-            tried.append(path)
-    looked = f"no admin socket at {' or '.join(tried)}" if tried else f"there is no {' and no '.join(DEFAULT_FILES)} to find the daemon by"
-    raise Failed(f"{looked}; start the daemon, or say where it is with --state DIR, $REVPROXY_STATE or --admin URL --token-file FILE.")
-
-
-def _state_dirs(file: str) -> list[str]:
-    """Where the daemon that reads `file` may keep its state."""
-    from twistedproxy.config import loader
-    from twistedproxy.errors import ConfigurationError
-
-    if not os.path.exists(file):
-        return []
-    try:
-        given = loader.state_dir_of(file)
-    except ConfigurationError as e:
-        raise Failed(f"{e.problems[0]}; mend it, or say with --state DIR where the daemon keeps its state.") from None
-    return [given, SYSTEM_STATE_DIR] if file == DEFAULT_FILES[1] else [given]
-
-
-# How to answer
-
-
-def show_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table: rich's on a terminal, aligned text elsewhere."""
-    lines = [[str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*columns, title=Text(title) if title else None, title_justify="left")
-        for line in lines:
-            table.add_row(*map(Text, line))
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
-    if title:
-        click.echo(title)
-    for line in (list(columns), *lines):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def show_applied(options: Options, answer: Mapping[str, Any], what: str) -> None:
-    if options.is_json:
-        show_json(answer)
-        return
-    workers = answer["workers"]
-    text = f"{what}: revision {answer['revision']}, in force in {workers['acked']} of {workers['total']} workers"
-    if workers["lagging"]:
-        text += f" (slots {', '.join(map(str, workers['lagging']))} lag; they are sent it again or replaced)"
-    click.echo(text)
 
 
 # The commands
@@ -229,6 +34,17 @@ def with_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def with_conditions(command: Command) -> Command:
+    """The options of a command that changes something."""
+    for option in (
+        click.option("--abort-if", metavar="CONDITION", help='Undo by itself when it comes true: "errors > 1% or p95 > +20%".'),
+        click.option("--confirm-within", metavar="D", help="Undo by itself unless confirmed in this time, such as 10m."),
+        click.option("--preview", "is_preview", is_flag=True, help="Change nothing, only say what would happen."),
+    ):
+        command = option(command)
+    return with_options(command)
 
 
 def _options(given: Mapping[str, Any]) -> Options:
@@ -271,13 +87,9 @@ def check(file: str, **given: Any) -> None:
     servers = sum(len(pool.servers) for pool in model.pools.values())
     listeners = len(model.http) + len(model.tcp)
     parts = (
-        _count(listeners, "listener"), _count(len(model.sites), "site"), _count(len(model.pools), "pool"), _count(servers, "server")
+        count(listeners, "listener"), count(len(model.sites), "site"), count(len(model.pools), "pool"), count(servers, "server")
     )  # fmt: skip
     click.echo(f"{file}: ok ({', '.join(parts)})")
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 @cli.command()
@@ -360,7 +172,7 @@ def _server_path(pool: str, server: str) -> str:
 @click.argument("pool")
 @click.argument("server")
 @click.argument("weight", metavar="N|null")
-@with_options
+@with_conditions
 def weight(pool: str, server: str, weight: str, **given: Any) -> None:
     """Set the weight of SERVER in POOL; null returns to the file's value."""
     options = _options(given)
@@ -375,7 +187,7 @@ def _state_command(state: str, text: str) -> None:
     @cli.command(state, help=text)
     @click.argument("pool")
     @click.argument("server")
-    @with_options
+    @with_conditions
     def set_state(pool: str, server: str, **given: Any) -> None:
         options = _options(given)
         answer = ask(options, "PATCH", _server_path(pool, server), {"state": state})
@@ -393,7 +205,7 @@ _state_command("maint", "Send nothing new to SERVER in POOL; what is open is cut
 @click.option("--weight", type=click.IntRange(0, 1000), help="Default 1.")
 @click.option("--max-connections", type=click.IntRange(1), help="Default: the pool's.")
 @click.option("--backup", is_flag=True, help="Serve only when no primary is available.")
-@with_options
+@with_conditions
 def add(pool: str, server: str, weight: int | None, max_connections: int | None, backup: bool, **given: Any) -> None:
     """Add SERVER to POOL; SERVER may be in the file's short form, "ADDRESS weight=3 backup"."""
     options = _options(given)
@@ -422,7 +234,7 @@ def _server_body(text: str) -> dict[str, Any]:
 @click.argument("pool")
 @click.argument("server")
 @click.option("--now", is_flag=True, help="Cut what is open at once.")
-@with_options
+@with_conditions
 def remove(pool: str, server: str, now: bool, **given: Any) -> None:
     """Drain SERVER, then remove it from POOL."""
     options = _options(given)
@@ -440,7 +252,7 @@ def changes(after: int, **given: Any) -> None:
     if options.is_json:
         show_json(answer)
         return
-    rows = [(c["revision"], c["at"], c["by"], _change(c["change"]), c["reason"]) for c in answer["changes"]]
+    rows = [(c["revision"], c["at"], c["by"], change_in_words(c["change"]) + _fate(c), c["reason"]) for c in answer["changes"]]
     show_table(("REVISION", "AT", "BY", "CHANGE", "REASON"), rows)
 
 
@@ -468,13 +280,79 @@ def top(updates: int | None, **given: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the lines has gone
 
 
-def _change(change: Mapping[str, Any]) -> str:
-    if change.get("kind") == "batch":
-        return "; ".join(_change(part) for part in change["changes"])
-    where = " ".join(str(change[key]) for key in ("pool", "server") if change.get(key))
-    text = f"{change.get('kind', '?')} {where}".strip()
-    before, after = change.get("before"), change.get("after")
-    return text if isinstance(before, dict) or isinstance(after, dict) else f"{text}: {before} → {after}"
+def _fate(entry: Mapping[str, Any]) -> str:
+    if entry["undone_by"] is not None:
+        return f" (undone by {entry['undone_by']})"
+    return f" (undone at {entry['confirm_by']} unless confirmed)" if entry["confirm_by"] else ""
+
+
+@cli.command()
+@with_conditions
+def reload(**given: Any) -> None:
+    """Read the configuration file again; a broken one is refused and the old one stays in force."""
+    options = _options(given)
+    show_applied(options, ask(options, "POST", "/api/v1/config/reload", {}), "reloaded")
+
+
+@cli.command()
+@click.argument("revision", type=click.IntRange(1))
+@with_conditions
+def undo(revision: int, **given: Any) -> None:
+    """Take the change REVISION back."""
+    options = _options(given)
+    show_applied(options, ask(options, "POST", f"/api/v1/changes/{revision}/undo", {}), f"revision {revision} undone")
+
+
+@cli.command()
+@click.argument("revision", type=click.IntRange(1))
+@with_options
+def confirm(revision: int, **given: Any) -> None:
+    """Keep the change REVISION, which would be undone by itself."""
+    options = _options(given)
+    answer = ask(options, "POST", f"/api/v1/changes/{revision}/confirm", {})
+    if options.is_json:
+        show_json(answer)
+    else:
+        click.echo(f"revision {revision} stays")
+
+
+@cli.command()
+@with_options
+def diff(**given: Any) -> None:
+    """Show the live values that the configuration file does not have; exit 1 when there are some."""
+    options = _options(given)
+    found = ask(options, "GET", "/api/v1/config/diff")["differences"]
+    if options.is_json:
+        show_json({"differences": found})
+    elif found:
+        show_table(("VALUE", "FILE", "RUNNING"), [(d["path"], _value(d["file"]), _value(d["running"])) for d in found])
+    else:
+        click.echo("the file says what is running")
+    sys.exit(1 if found else 0)
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+@cli.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_options
+def adopt(yes: bool, **given: Any) -> None:
+    """Write the live values into the configuration file; shows the edit first."""
+    options = _options(given)
+    edit = ask(options, "POST", "/api/v1/config/adopt?preview=1", {})["edit"]
+    if not options.is_json:
+        click.echo(edit or "the file says what is running")
+    if not edit:
+        return
+    if not yes:
+        click.confirm("Write this into the file?", abort=True, err=True)
+    answer = ask(options, "POST", "/api/v1/config/adopt", {})
+    if options.is_json:
+        show_json(answer)
+    else:
+        show_applied(options, answer["applied"], "written and reloaded")
 
 
 def main() -> NoReturn:

@@ -178,6 +178,7 @@ def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Mult
             in_thread=root.in_journal_thread,
         )
         root.admin = AdminService(root.supervisor, model, reactor, render, prepared.admin, state.file("admin.sock"))
+        root.supervisor.explainers = root.admin.operators
         root.events = EventFile.open(model.logs.events)
     except ConfigurationError:
         prepared.abandon()
@@ -262,9 +263,10 @@ class Root(MultiService):
         super().startService()  # type: ignore[no-untyped-call]
         model = self._prepared.model
         if self._prepared.admin is not None:
-            port = self._prepared.admin.getsockname()[1]
-            host = str(model.admin.listen).rpartition(":")[0]
-            log.info("admin: http://{host}:{port}/, token in {file}", host=host, port=port, file=self.admin.token_file)
+            where = str(model.admin.listen)
+            if not where.startswith("unix:"):
+                where = f"http://{where.rpartition(':')[0]}:{self._prepared.admin.getsockname()[1]}/"
+            log.info("admin: {where}, token in {file}", where=where, file=self.admin.token_file)
         log.info("admin: {socket} for this user", socket=self._prepared.state.file("admin.sock"))
         self._reactor.callWhenRunning(self._install_signals)
         if self._demo is not None:

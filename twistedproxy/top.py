@@ -20,6 +20,7 @@ import tty
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -78,7 +79,7 @@ class Meter:
         """The minutes before we came."""
         self._bounds = data["bounds"]
         rows = [dict(zip(data["columns"], row, strict=True)) for row in data["rows"][-SPARK_COLUMNS - 1 :]]
-        for before, row in zip(rows, rows[1:], strict=False):
+        for before, row in pairwise(rows):
             seconds = row["uptime_seconds"] - before["uptime_seconds"]
             self.history.append(max(0.0, (row["requests"] - before["requests"]) / seconds) if seconds > 0 else 0.0)
 
@@ -96,8 +97,12 @@ class Meter:
         seconds = self._samples[-1]["uptime_seconds"] - since["uptime_seconds"]
         return float(max(0.0, grown / seconds)) if seconds > 0 else 0.0
 
+    @property
+    def has_rates(self) -> bool:
+        return len(self._samples) > 1
+
     def figures(self) -> dict[str, Any]:
-        """All of now, as `--json` prints it; there must have been one sample."""
+        """All of now, as `--json` prints it; there must have been a sample."""
         first, now = self._samples[0], self._samples[-1]
         requests, errors = now["requests"] - first["requests"], now["errors"] - first["errors"]
         durations = [b - a for a, b in zip(first["durations"], now["durations"], strict=True)]
@@ -120,7 +125,8 @@ class Meter:
             ],
             "workers": [
                 {
-                    "slot": w["slot"], "pid": w["pid"], "state": w["state"], "connections": w["connections"], "lag_ms": _ms(w["lag_seconds"]),
+                    "slot": w["slot"], "pid": w["pid"], "state": w["state"], "connections": w["connections"],
+                    "lag_ms": _ms(w["lag_seconds"]),
                     "per_second": round(self._per_second(w["requests"] - worked.get(w["pid"], w["requests"]), first), 1),
                 }
                 for w in now["workers"]
@@ -150,9 +156,7 @@ def screen(figures: Mapping[str, Any], pools: Sequence[Mapping[str, Any]], histo
     sparks = "".join(SPARKS[min(8, round(8 * value / top))] if top else SPARKS[0] for value in history)
     parts: list[RenderableType] = [head, Text.assemble((sparks.rjust(SPARK_COLUMNS), "cyan"), (f"  most {top:,.0f}/s", "dim"))]
     rates = {(s["pool"], s["server"]): s for s in figures["servers"]}
-    for pool in pools:
-        parts += ["", _pool_table(pool, rates)]
-    parts += ["", _worker_table(figures["workers"])]
+    parts += ["", _pool_table(pools, rates), "", _worker_table(figures["workers"]), ""]
     parts.append(Text(note, "bold yellow") if note else Text("q quits", "dim"))
     return Group(*parts)
 
@@ -169,25 +173,27 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _pool_table(pool: Mapping[str, Any], rates: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
-    table = _table(f"{pool['name']} ({pool['balance']})", "STATE", "HEALTH", ">WEIGHT", ">SHARE", ">NOW", ">/S", ">OPEN", ">FAILURES")
-    of_pool = {s["address"]: rates.get((pool["name"], s["address"]), {}) for s in pool["servers"]}
-    together = sum(rate.get("per_second", 0.0) for rate in of_pool.values())
-    for server in pool["servers"]:
-        rate = of_pool[server["address"]]
-        health = "ejected" if server["ejected"] else server["health"]["status"]
-        now = f"{rate.get('per_second', 0.0) / together:.0%}" if together else "–"
-        table.add_row(
-            Text(server["address"] + (" backup" if server["backup"] else "")),
-            Text(server["state"], _TONES.get(server["state"], "")),
-            Text.assemble((health, _TONES.get(health, "")), (f" {server['health']['reason']}", "dim")),
-            str(server["weight"]["effective"]),
-            f"{server['share']:.0%}",
-            now,
-            f"{rate.get('per_second', 0.0):,.1f}",
-            f"{rate.get('connections', server['connections'])}/{server['max_connections']}",
-            Text(str(rate.get("failures", server["failures"]))),
-        )
+def _pool_table(pools: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
+    table = _table("POOL", "STATE", "HEALTH", ">WEIGHT", ">SHARE", ">NOW", ">/S", ">OPEN", ">FAILURES")
+    for pool in pools:
+        of_pool = {s["address"]: rates.get((pool["name"], s["address"]), {}) for s in pool["servers"]}
+        together = sum(rate.get("per_second", 0.0) for rate in of_pool.values())
+        waiting = f", {pool['queue']['waiting']} waiting" if pool["queue"]["waiting"] else ""
+        table.add_row(Text.assemble((pool["name"], "bold"), (f" {pool['balance']}{waiting}", "dim")))
+        for server in pool["servers"]:
+            rate = of_pool[server["address"]]
+            health = "ejected" if server["ejected"] else server["health"]["status"]
+            table.add_row(
+                Text(f"  {server['address']}{' backup' if server['backup'] else ''}"),
+                Text(server["state"], _TONES.get(server["state"], "")),
+                Text.assemble((health, _TONES.get(health, "")), (f" {server['health']['reason']}", "dim")),
+                str(server["weight"]["effective"]),
+                f"{server['share']:.0%}",
+                f"{rate.get('per_second', 0.0) / together:.0%}" if together else "–",
+                f"{rate.get('per_second', 0.0):,.1f}",
+                f"{rate.get('connections', server['connections'])}/{server['max_connections']}",
+                str(rate.get("failures", server["failures"])),
+            )
     return table
 
 
@@ -234,6 +240,8 @@ def print_lines(feed: Feed, updates: int | None) -> str:
             meter.recent(data)
         elif kind == "stats":
             meter.add(data)
+            if not meter.has_rates:
+                continue
             print(json.dumps(meter.figures()), flush=True)
             updates = None if updates is None else updates - 1
     return ""

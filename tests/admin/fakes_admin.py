@@ -21,7 +21,7 @@ from twistedproxy.admin.gate import Router, TcpGate
 from twistedproxy.admin.site import AdminSite
 from twistedproxy.config import changes
 from twistedproxy.config.changes import Change, Ejected, HealthSeen
-from twistedproxy.config.control import Applied, Entry, Event, Snapshot, WorkerView
+from twistedproxy.config.control import Applied, Entry, Event, Snapshot, Terms, WorkerView
 from twistedproxy.config.model import (
     Address,
     Admin,
@@ -34,7 +34,7 @@ from twistedproxy.config.model import (
     TcpListener,
     Token,
 )
-from twistedproxy.errors import ChangeRefused
+from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
 from twistedproxy.observability.metrics import Metrics
 
 TOKENS = {"view": "token-of-the-viewer", "operate": "token-of-the-operator", "admin": "token-of-the-file"}
@@ -90,8 +90,24 @@ class FakeControl:
         self.is_ready = True
         self.raises: Exception | None = None
         self.lagging: tuple[int, ...] = ()
+        self.terms: Terms | None = None
+        self.effective: dict[str, Any] = {
+            "admin": {"tokens": {"grafana": {"role": "view", "sha256": "a" * 64}}},
+            "pools": {"web": {"servers": ["127.0.0.1:9001 weight=3"], "health": "GET ${env:SECRET_PATH}"}},
+        }
 
-    async def apply(self, change: Change, *, by: str, reason: str = "", expected_revision: int | None = None) -> Applied:
+    async def apply(
+        self,
+        change: Change,
+        *,
+        by: str,
+        reason: str = "",
+        expected_revision: int | None = None,
+        confirm_within_s: float | None = None,
+        abort_if: str | None = None,
+        preview: bool = False,
+    ) -> Applied:
+        self.terms = Terms(by, reason, expected_revision, confirm_within_s, abort_if, preview)
         if self.raises:
             raise self.raises
         if expected_revision not in (None, self.revision):
@@ -104,6 +120,35 @@ class FakeControl:
         self.tell("change", {"revision": self.revision, "change": described})
         return Applied(self.revision, 2, 2 - len(self.lagging), self.lagging)
 
+    async def reload(self, terms: Terms) -> Applied:
+        self.terms = terms
+        if self.raises:
+            raise self.raises
+        return Applied(self.revision, 2, 2, superseded=("weight of a server",), notes=("state_dir is read at start only",))
+
+    def check(self, text: str) -> None:
+        if text != "good":
+            raise ConfigurationError([Problem("pools", "must be a table", 3, "x.toml"), Problem("", "is not TOML", 4, "x.toml")])
+
+    async def undo(self, revision: int, terms: Terms) -> Applied:
+        self.terms = terms
+        if all(entry.revision != revision for entry in self.entries):
+            raise ChangeRefused(404, f"revision {revision} is not in the journal")
+        self.revision += 1
+        return Applied(self.revision, 2, 2)
+
+    async def confirm(self, revision: int, by: str) -> None:
+        raise ChangeRefused(409, f"revision {revision} does not wait for confirmation")
+
+    async def configuration_at(self, revision: int) -> Mapping[str, Any]:
+        return {"version": revision}
+
+    async def difference(self) -> Sequence[Mapping[str, Any]]:
+        return [{"path": "pools.web.127.0.0.1:9001.weight", "file": 3, "running": 5}]
+
+    async def adopt(self, terms: Terms) -> tuple[str, Applied | None]:
+        return "-3\n+5\n", None if terms.is_preview else Applied(self.revision, 2, 2)
+
     def tell(self, kind: str, data: Mapping[str, Any]) -> None:
         for observer in list(self.observers):
             observer(Event(kind, data))
@@ -115,7 +160,8 @@ class FakeControl:
         workers = (WorkerView(0, 4711, "serving", self.revision, 17, 1042, 0.0004), WorkerView(1, 4712, "starting", 0))
         addresses = {"127.0.0.1:0": "127.0.0.1:8080"}
         return Snapshot(
-            self.model, self.revision, 12.5, "native", workers, self.health, self.ejected, addresses, is_ready=self.is_ready
+            self.model, self.revision, 12.5, "native", workers, self.health, self.ejected, addresses,
+            self.effective, is_ready=self.is_ready,
         )  # fmt: skip
 
     def statistics(self) -> Mapping[str, Any]:

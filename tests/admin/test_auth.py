@@ -6,6 +6,8 @@ import hashlib
 import hmac
 import os
 import stat
+import statistics
+import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -58,6 +60,19 @@ class Identities(SynchronousTestCase):
             with patch.object(hmac, "compare_digest", wraps=hmac.compare_digest) as compare:
                 self.tokens.identify(guess)
             self.assertEqual([tuple(map(len, call.args)) for call in compare.call_args_list], [(32, 32)] * 3)
+
+
+    def test_AD_01_the_clock_tells_nothing(self) -> None:
+        """AD-01: guesses that share much with the token take as long as those that share nothing."""
+        taken: dict[bytes, list[int]] = {b"file-but-longer": [], b"xile-but-longer": [], b"fil": [], b"xxx": []}
+        for _ in range(5000):
+            for guess, times in taken.items():
+                began = time.perf_counter_ns()
+                self.tokens.identify(guess)
+                times.append(time.perf_counter_ns() - began)
+        long_near, long_far, short_near, short_far = (statistics.median(times) for times in taken.values())
+        self.assertLess(abs(long_near - long_far), 0.1 * long_far)
+        self.assertLess(abs(short_near - short_far), 0.1 * short_far)
 
 
 class Brake(SynchronousTestCase):

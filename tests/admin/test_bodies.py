@@ -32,8 +32,10 @@ class Bodies(SynchronousTestCase):
             ({"max_connections": 0}, "max_connections", "1 to"),
             ({"weight": 1, "reason": 5}, "reason", "text"),
             ({"weight": 1, "reason": "x" * 501}, "reason", "500"),
-            ({"weight": 1, "confirm_within": "10m"}, "confirm_within", "not supported yet"),
-            ({"weight": 1, "abort_if": "errors > 1%"}, "abort_if", "not supported yet"),
+            ({"weight": 1, "confirm_within": "10"}, "confirm_within", "is not a duration"),
+            ({"weight": 1, "confirm_within": "8d"}, "confirm_within", "1s to 7d"),
+            ({"weight": 1, "confirm_within": "100ms"}, "confirm_within", "1s to 7d"),
+            ({"weight": 1, "abort_if": 5}, "abort_if", "text"),
             ({"reason": "nothing"}, "weight", "nothing to change"),
             (b'{"weight": 1, "weight": 2}', "weight", "given twice"),
             (b'{"weight": NaN}', "", "JSON"),
@@ -52,7 +54,8 @@ class Bodies(SynchronousTestCase):
     def test_wrong_queries_are_refused(self) -> None:
         """A parameter that does nothing is never silently ignored."""
         for method, path, body, field in (
-            ("PATCH", SERVER + "?preview=1", {"weight": 1}, "preview"),
+            ("PATCH", SERVER + "?preview=maybe", {"weight": 1}, "preview"),
+            ("PATCH", SERVER + "?previev=1", {"weight": 1}, "previev"),
             ("DELETE", SERVER + "?nwo=1", None, "nwo"),
             ("DELETE", SERVER + "?now=maybe", None, "now"),
             ("GET", "/api/v1/changes?after=x", None, "after"),
@@ -63,6 +66,12 @@ class Bodies(SynchronousTestCase):
                 answer = self.admin.ask(method, path, body)
                 self.assertEqual((answer.status, answer.json["field"]), (400, field))
         self.assertEqual(self.admin.control.revision, 1)
+
+    def test_conditions_reach_the_supervisor(self) -> None:
+        """What the operator asked for beside the change is not dropped on the way."""
+        body = {"weight": 1, "reason": "why", "confirm_within": "10m", "abort_if": "errors > 1%"}
+        self.assertEqual(self.admin.ask("PATCH", SERVER + "?preview=1", body, headers={"If-Match": "1"}).status, 200)
+        self.assertEqual(self.admin.control.terms, fakes.Terms("admin", "why", 1, 600.0, "errors > 1%", True))
 
     def test_if_match(self) -> None:
         """Quoted, bare or *; a stale one is 412 and changes nothing."""

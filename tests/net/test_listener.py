@@ -127,11 +127,22 @@ class Accepting(SynchronousTestCase):
         self.assertLess(turns, 30, "a spin")
         self.assertEqual(self.accepted, [])
         self.assertEqual(len(said), 1)
-        self.assertIn("Too many open files", said[0]["error"])
+        self.assertIn("Too many open files", said[0]["why"])
         self.loop.until(lambda: len(self.accepted) == 3, limit=1)
         for client in clients:
             client.setblocking(False)
             self.assertRaises(BlockingIOError, client.recv, 1)
+
+    def test_P3_the_last_descriptors_are_kept_for_those_who_are_inside(self):
+        made = self.listener()
+        made.scarce_from = 0
+        clients = [self.client() for _ in range(3)]
+        self.loop.until(lambda: self.accepted, "the first")
+        self.loop.turns(5)
+        self.assertEqual(len(self.accepted), 1)
+        self.assertFalse(made.is_accepting)
+        made.scarce_from = 1 << 20
+        self.loop.until(lambda: len(self.accepted) == len(clients), "the others, once descriptors are free again")
 
     def test_a_connection_lost_in_the_queue_is_passed_over(self):
         made = self.listener()
@@ -186,7 +197,7 @@ class Accepting(SynchronousTestCase):
 
     def test_stopped_it_lets_go_of_everything_and_may_be_used_again(self):
         made = self.listener()
-        made.exhausted(OSError(errno.EMFILE, "x"))
+        made.exhausted("x")
         made.stop()
         self.assertEqual(self.loop.reactor.getDelayedCalls(), [])
         sock = self.loop.listen()

@@ -20,6 +20,8 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.errors import Cause, Phase
+from twistedproxy.http import _pure
+from twistedproxy.http import head as chosen
 from twistedproxy.observability import access_log
 from twistedproxy.observability.access_log import MAX_LINE_BYTES, AccessLog, pieces
 
@@ -158,6 +160,12 @@ class FormatTests(Base):
         self.assertEqual([line.split()[-1] for line in self.lines()[::2]], [str(n) for n in range(50)])
 
 
+VALUES = st.one_of(
+    st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=40).map(lambda t: t.encode("latin-1")),
+    st.sampled_from([b"", b"curl/8", b"x" * 999, b"x" * 1100, b'say "x"', b"back\\slash", b"\xe9"]),
+)
+"""Field values that a head may hold."""
+
 HOSTILE = [
     b'"; rm -rf / "',
     b"\\",
@@ -225,6 +233,29 @@ class EscapeTests(Base):
         log.flush()
         self.assertRegex(self.lines()[0], COMBINED)
         self.assertIn("unix:/tmp/my\\x20app.sock", self.lines()[0])
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        st.text("aZ09/-_.~%&=+", max_size=40),
+        st.none() | VALUES,
+        st.none() | VALUES,
+        st.sampled_from([b"ab12", b"a b", b"", b"\xff", b"x" * 300]),
+    )
+    def test_quick_lines_are_the_careful_ones(self, query: str, referer: bytes | None, agent: bytes | None, request_id: bytes) -> None:
+        """A line made from what either codec says is plain is, byte for byte, the line made by looking at every field."""
+        fields = b"".join(b"%b: %b\r\n" % (n, v) for n, v in ((b"Referer", referer), (b"User-Agent", agent)) if v is not None)
+        data = b"GET /?%b HTTP/1.1\r\nHost: a\r\n%b\r\n" % (query.encode(), fields)
+        for format in ("combined", "json"):
+            lines = set()
+            for codec in (_pure, chosen):
+                head: Any = codec.parse_request(data, codec.Limits())
+                careful = Head(head.method, head.target, head.minor, {n.lower(): v for n, v in head.fields()})
+                for each in (head, careful):
+                    log = AccessLog("/dev/null", format, seconds_wall=lambda: WHEN)
+                    request(log, each, request_id=request_id)
+                    lines.add(log._queue[0][0](log._queue[0]))
+                    log.close()
+            self.assertEqual(len(lines), 1, lines)
 
     @settings(max_examples=150, deadline=None)
     @given(st.binary(max_size=300), st.binary(max_size=300), st.sampled_from(["combined", "json"]))
@@ -339,6 +370,7 @@ class TroubleTests(Base):
     def test_queue_is_bounded(self) -> None:
         """A worker that is not flushed keeps a bounded number of lines."""
         self.patch(access_log, "MAX_QUEUED_LINES", 10)
+        self.patch(access_log, "BATCH_LINES", 2)
         log = self.open()
         for _ in range(12):
             request(log)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stage import DEFAULT_PROXY, OK, Broken, Inside, Origin, Outside, Peer, Stage, without_ours
+from peers import OK, Broken, Origin, Peer, without_ours
+from stage import DEFAULT_PROXY, Inside, Outside, Stage
 
 CASES = Path(__file__).with_name("cases")
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[nrt0\\e]|\n|\Z)|\n")
@@ -119,7 +120,7 @@ def _probes(file: Path, table: dict[str, Any]) -> Iterator[Probe]:
         if server is None and refused:
             server = ["{any}"] * (len(statuses) - 1)
         yield Probe(
-            f"{table.get('name', '')}{': ' if label and 'name' in table else ''}{label}"[:80],
+            f"{table.get('name', '')}{': ' if label and 'name' in table else ''}{label}"[:160],
             text(written.replace("{}", value)),
             statuses,
             None if server is None else tuple(text(part.replace("{}", value)) for part in server),
@@ -175,7 +176,7 @@ def _cuttings(probe: Probe, cuts: str) -> Iterator[tuple[list[bytes], list[bytes
     if not probe.splits or cuts == "none":
         return
     whole = probe.send if probe.answer is None else answer
-    step = 1 if cuts == "every" else 13
+    step = 1 if cuts == "every" else 37
     for at in range(1, len(whole), step):
         halves = [whole[:at], whole[at:]]
         yield (halves, [answer]) if probe.answer is None else ([probe.send], halves)

@@ -26,6 +26,6 @@ def test_the_oracles_can_fail() -> None:
     player = script.Player(script.Inside())
     player.play("client asks GET /")
     player.play("server is asked GET /")
+    player.stage.worker.metrics.listener("x").open = 1
     with pytest.raises(script.Broken, match="O3"):
-        player.stage.worker.metrics.listener("x").open = 1
         player.stage.finish()

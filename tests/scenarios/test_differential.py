@@ -17,7 +17,8 @@ from typing import Any
 import bed
 import pytest
 import script
-from stage import DEFAULT_PROXY, HOST, OK, Inside, Origin, Outside, Peer, Stage
+from peers import HOST, OK, Origin, Peer
+from stage import DEFAULT_PROXY, Inside, Outside, Stage
 
 TABLE = Path(__file__).with_name("differences.toml")
 SILENCE_S = 0.15
@@ -101,7 +102,8 @@ def _drop_broken(origin: Origin) -> None:
 def _facts(request: bytes) -> tuple[Any, ...]:
     head, _, body = request.partition(b"\r\n\r\n")
     line, *fields = head.split(b"\r\n")
-    method, target, _ = line.split(b" ")
+    method, _, target = line.partition(b" ")
+    target = target.rpartition(b" ")[0]
     names = [field.partition(b":")[0].lower() for field in fields]
     hosts = [field.partition(b":")[2].strip() for field, name in zip(fields, names, strict=True) if name == b"host"]
     if b"transfer-encoding" in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -87,4 +88,23 @@ class Exposition(SynchronousTestCase):
     def test_nothing_to_tell_is_valid_too(self) -> None:
         """A proxy that served nothing yet can be scraped."""
         text = render(Snapshot(Model(), 0, 0.0, "python"), merge([])).decode()
-        self.assertIn("revproxy_config_revision 0.0", text)
+        self.assertIn("revproxy_config_revision 0\n", text)
+
+    def test_a_thousand_servers_are_rendered_in_no_time(self) -> None:
+        """50 pools of 20 servers: a scrape takes the supervisor under 50 ms, and there are no more series than the configuration has."""
+        metrics, pools = Metrics(), {}
+        for name in (f"pool-{n}" for n in range(50)):
+            pools[name] = Pool(name, tuple(Server(Address(f"10.0.{len(pools)}.{n}:80")) for n in range(20)))
+            for server in pools[name].servers:
+                for code in (200, 304, 404, 502):
+                    metrics.http(f"site-{name}", name).record(server.address, code, 0.01)
+        totals = merge([metrics.to_plain([(p.name, s.address, 1, 4, 1) for p in pools.values() for s in p.servers])])
+        snapshot = Snapshot(Model(pools=pools), 1, 1.0, "python")
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            text = render(snapshot, totals)
+            taken.append(time.perf_counter() - began)
+        self.assertLess(min(taken), 0.05)
+        samples = [line for line in text.splitlines() if not line.startswith(b"#")]
+        self.assertLess(len(samples), 50 * 20 * (4 + 3) + 50 * 18 + 50)

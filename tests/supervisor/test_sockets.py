@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import stat
 import tempfile
 from pathlib import Path
 
@@ -161,6 +163,22 @@ class SocketsTests(SynchronousTestCase):
         self.assertIsNone(second)
         self.assertIn("admin.listen", str(problem))
         first.close()
+
+    def test_an_admin_socket_is_for_this_user_alone(self) -> None:
+        """Whatever the umask, nobody else may open it; one left behind by a crash is replaced, one that answers is not."""
+        before = os.umask(0)
+        self.addCleanup(os.umask, before)
+        path = os.path.join(tempfile.mkdtemp(), "a")
+        self.addCleanup(shutil.rmtree, os.path.dirname(path))
+        for _ in range(2):
+            listening, problem = bind_plain(Address(f"unix:{path}"), "admin.listen")
+            self.assertIsNone(problem)
+            assert listening is not None
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+            second, problem = bind_plain(Address(f"unix:{path}"), "admin.listen")
+            self.assertIsNone(second)
+            self.assertIn("another program answers on it", str(problem))
+            listening.close()
 
     def test_wanted_names_the_configuration_keys(self) -> None:
         model = Model(http=(HttpListener(Address("127.0.0.1:80")),), tcp=(TcpListener(Address("127.0.0.1:5"), "pg", mode=0o600),))

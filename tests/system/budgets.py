@@ -12,10 +12,10 @@ INSTRUCTIONS = {
 }
 """Of the native codec, by valgrind, per call, for the heads in test_costs.py. A compiler may make 10 % of difference; that is included."""
 
-PYTHON_CALLS = 33
+PYTHON_CALLS = 29
 """Python functions entered per keep-alive GET, from the client's bytes to the queued log line."""
 
-PYTHON_CALLS_PER_LOG_LINE = 2
+PYTHON_CALLS_PER_LOG_LINE = 1
 """Python functions entered per line when the log is flushed."""
 
 SYSTEM_CALLS = {"recv": 2, "send": 2, "epoll_ctl": 0}

@@ -190,6 +190,36 @@ def test_two_operators_at_once(operator: Operator, nginx_a) -> None:
     assert operator.proxy.server("web", server)["weight"] == {"configured": 1, "set": None, "effective": 1}
 
 
+def test_preview_confirm_and_undo(operator: Operator, nginx_a, nginx_b) -> None:
+    """Before Apply the proxy says what would happen; a change on trial waits for "Confirm"; "Undo" brings the old value back."""
+    operator.enter()
+    page, server, proposal = operator.page, nginx_b.address, operator.proposal
+    before = operator.proxy.server("web", server)["weight"]["effective"]
+    operator.page.get_by_role("spinbutton", name=f"Weight of {server} in web, as a number").fill("3")
+    expect(proposal.locator(".preview")).to_contain_text(
+        re.compile(rf"{nginx_a.address} \d+ % → 25 %.*{server} \d+ % → 75 %.*closes nothing")
+    )
+    proposal.get_by_label("Undone if").fill("errors > no")
+    proposal.get_by_role("button", name="Apply").click()
+    expect(proposal.get_by_role("alert")).to_contain_text("errors")
+    proposal.get_by_label("Undone if").fill("")
+    proposal.get_by_label("Undone unless confirmed").select_option("5m")
+    proposal.get_by_role("button", name="Apply").click()
+    operator.wait_applied()
+    latest = page.locator(".changes li").first
+    expect(latest).to_contain_text("unless confirmed")
+    latest.get_by_role("button", name="Confirm").click()
+    proposal.get_by_role("button", name="Confirm").click()
+    operator.wait_applied()
+    expect(latest).not_to_contain_text("unless confirmed")
+    latest.get_by_role("button", name="Undo").click()
+    expect(proposal).to_contain_text(f"weight of {server} in web: {before} → 3")
+    proposal.get_by_role("button", name="Undo").click()
+    operator.wait_applied()
+    assert operator.proxy.server("web", server)["weight"]["effective"] == before
+    expect(page.locator(".changes li.undone")).to_have_count(1)
+
+
 def test_a_viewer_is_told_what_the_role_forbids(operator: Operator, nginx_a) -> None:
     """The role "view" sees everything; what it may not do is said in plain words."""
     operator.enter(VIEWER)
@@ -202,15 +232,17 @@ def test_a_viewer_is_told_what_the_role_forbids(operator: Operator, nginx_a) -> 
 def test_usable_for_everybody(browser, proxy_under_page, nginx_a, size, scheme) -> None:
     """axe finds nothing serious, with and without a change under way; nothing is cut off on a phone."""
     operator = Operator(browser, proxy_under_page, size, scheme)
+    operator.proxy.change("web", nginx_a.address, state="drain", weight=2)
     try:
         problems = axe(operator.page)
         operator.enter()
         problems += axe(operator.page)
-        operator.state(nginx_a.address, "Drain").click()
+        operator.state(nginx_a.address, "Maint").click()
         problems += axe(operator.page)
         assert problems == []
         assert operator.page.evaluate("document.documentElement.scrollWidth") <= size[0]
     finally:
+        operator.proxy.change("web", nginx_a.address, state=None, weight=None)
         operator.leave()
 
 

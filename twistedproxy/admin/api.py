@@ -21,16 +21,17 @@ from twisted.web.http import CACHED, NOT_MODIFIED
 from werkzeug.exceptions import HTTPException
 
 from twistedproxy.admin import openapi, page, views
-from twistedproxy.admin.auth import GuessBrake, Tokens, token_from_file
-from twistedproxy.admin.bodies import read_body, read_if_match, read_query
+from twistedproxy.admin.auth import GuessBrake, Role, Tokens, token_from_file
+from twistedproxy.admin.bodies import read_body, read_duration, read_if_match, read_query, read_revision
 from twistedproxy.admin.events import EventStreams
 from twistedproxy.admin.gate import LocalGate, Router, TcpGate
 from twistedproxy.admin.operations import OPERATIONS, Operation
 from twistedproxy.admin.problems import Refuse, forbidden
 from twistedproxy.admin.site import AdminRequest, AdminSite, LocalPort, internal_error
+from twistedproxy.admin.traffic import TrafficApi
 from twistedproxy.config import changes
 from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, SetMaxConnections, SetState, SetWeight
-from twistedproxy.config.control import Control, Snapshot
+from twistedproxy.config.control import Control, Snapshot, Terms
 from twistedproxy.config.model import Address, AdminState, Model, Server, endpoint
 from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
 
@@ -39,7 +40,7 @@ Exposition = Callable[[Snapshot, Mapping[str, Any]], bytes]
 _log = Logger()
 
 
-class Api:
+class Api(TrafficApi):
     """What each operation does. Handlers return the body; headers are set on the request."""
 
     def __init__(self, control: Control, exposition: Exposition, streams: EventStreams) -> None:
@@ -103,7 +104,16 @@ class Api:
 
     async def config(self, request: AdminRequest) -> bytes:
         snapshot = self._control.snapshot()
-        return _json(request, views.config(snapshot), snapshot.revision)
+        revision = request.arguments.get("revision", snapshot.revision)
+        effective = snapshot.effective if revision == snapshot.revision else await self._control.configuration_at(revision)
+        return _json(request, views.config(effective), revision)
+
+    async def check(self, request: AdminRequest) -> bytes:
+        self._control.check(request.arguments["toml"])
+        return _json(request, {"problems": []})
+
+    async def config_diff(self, request: AdminRequest) -> bytes:
+        return _json(request, {"differences": list(await self._control.difference())}, self._control.snapshot().revision)
 
     async def events(self, request: AdminRequest) -> bytes:
         request.setHeader(b"Content-Type", b"text/event-stream; charset=utf-8")
@@ -160,11 +170,51 @@ class Api:
         return changes.find_server(found, address).address
 
     async def _apply(self, request: AdminRequest, change: Change) -> bytes:
-        expected = read_if_match(request.requestHeaders.getRawHeaders(b"If-Match", []), self._control.snapshot().revision)
-        by = request.identity.name if request.identity else ""
-        reason = request.arguments.get("reason", "")
-        result = await self._control.apply(change, by=by, reason=reason, expected_revision=expected)
+        terms = self._terms(request)
+        result = await self._control.apply(
+            change, by=terms.by, reason=terms.reason, expected_revision=terms.expected_revision,
+            confirm_within_s=terms.confirm_within_s, abort_if=terms.abort_if, preview=terms.is_preview,
+        )  # fmt: skip
         return _json(request, views.applied(result), result.revision)
+
+    def _answer(self, request: AdminRequest, value: Any, revision: int | None = None) -> bytes:
+        return _json(request, value, revision)
+
+    def _terms(self, request: AdminRequest) -> Terms:
+        """Who wants it, why, and on which conditions."""
+        arguments = request.arguments
+        return Terms(
+            request.identity.name if request.identity else "",
+            arguments.get("reason", ""),
+            read_if_match(request.requestHeaders.getRawHeaders(b"If-Match", []), self._control.snapshot().revision),
+            read_duration(arguments, "confirm_within"),
+            arguments.get("abort_if"),
+            arguments.get("preview", False),
+        )
+
+    # The file and the journal
+
+    async def reload(self, request: AdminRequest) -> bytes:
+        result = await self._control.reload(self._terms(request))
+        return _json(request, views.applied(result), result.revision)
+
+    async def undo(self, request: AdminRequest, revision: str) -> bytes:
+        number = read_revision(revision)
+        entry = next((entry for entry in self._control.history(number - 1) if entry.revision == number), None)
+        if entry is not None and entry.change["kind"] == "replace_config" and request.identity and request.identity.role < Role.ADMIN:
+            raise forbidden()  # whoever may not reload may not take a reload back
+        result = await self._control.undo(number, self._terms(request))
+        return _json(request, views.applied(result), result.revision)
+
+    async def confirm(self, request: AdminRequest, revision: str) -> bytes:
+        number = read_revision(revision)
+        await self._control.confirm(number, request.identity.name if request.identity else "")
+        return _json(request, {"revision": number})
+
+    async def adopt(self, request: AdminRequest) -> bytes:
+        edit, result = await self._control.adopt(self._terms(request))
+        answer = {"edit": edit} | ({"applied": views.applied(result)} if result is not None else {})
+        return _json(request, answer, self._control.snapshot().revision)
 
 
 def _json(request: AdminRequest, value: Any, revision: int | None = None) -> bytes:
@@ -210,6 +260,11 @@ def _answer_failure(request: AdminRequest, failure: Failure) -> bytes:
         refusal = error
     elif isinstance(error, ChangeRefused):
         refusal = Refuse(error.status, error.message, field=error.field)
+    elif isinstance(error, ConfigurationError):
+        found = views.problems(error)
+        what = str(error.problems[0]) if len(found) == 1 else f"{len(found)} problems"
+        detail = f"The configuration is refused, nothing was changed: {what}"
+        refusal = Refuse(400, detail, problems=found)
     elif isinstance(error, HTTPException):
         refusal = Refuse(error.code or 500)
     else:
@@ -264,6 +319,8 @@ class AdminService(Service):
         app = make_app(Api(control, exposition, self._streams))
         router = Router(app.url_map)
         tokens = Tokens(token_from_file(self.token_file), lambda: control.snapshot().model.admin)
+        self.operators = tokens.operators
+        """Digests of the tokens that may ask for the trace of a live request."""
         gate = TcpGate(router, tokens, GuessBrake(reactor.seconds), lambda: control.snapshot().model.admin)
         self.tcp_site = AdminSite(reactor, app.resource(), gate)
         self.local_site = AdminSite(reactor, app.resource(), LocalGate(router))

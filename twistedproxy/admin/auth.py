@@ -80,6 +80,11 @@ class Tokens:
         self._file_digest = _digest(file_token.encode())
         self._admin = admin
 
+    def operators(self) -> list[str]:
+        """Digests, in hexadecimal, of the tokens that may operate."""
+        named = [known.sha256 for known in self._admin().tokens if Role[known.role.upper()] >= Role.OPERATE]
+        return [self._file_digest.hex(), *named]
+
     def identify(self, token: bytes) -> Identity | None:
         given = _digest(token)
         found: Identity | None = None

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twistedproxy.admin.operations import NOT_YET_IN_BODY, NOT_YET_IN_QUERY, Operation
+from twistedproxy.admin.operations import Operation
 from twistedproxy.admin.problems import Refuse, did_you_mean
+from twistedproxy.config.values import parse_duration
+
+LONGEST_WAIT_S = 7 * 86400.0
 
 
 def read_body(operation: Operation, data: bytes) -> dict[str, Any]:
@@ -19,8 +22,6 @@ def read_body(operation: Operation, data: bytes) -> dict[str, Any]:
     body = _json_object(data)
     fields = {field.name: field for field in operation.body}
     for name, value in body.items():
-        if name in NOT_YET_IN_BODY:
-            raise Refuse(400, f"{name} is not supported yet", field=name)
         if name not in fields:
             raise Refuse(400, f"unknown key {_shown(name)}{did_you_mean(name, fields)}", field=name[:100])
         if not fields[name].accepts(value):
@@ -72,10 +73,14 @@ def read_query(operation: Operation, arguments: Mapping[bytes, Sequence[bytes]])
     found: dict[str, Any] = {}
     for raw, values in arguments.items():
         name = raw.decode("utf-8", "replace")
-        if name in NOT_YET_IN_QUERY:
-            raise Refuse(400, f"{name} is not supported yet", field=name)
         if name not in fields:
             raise Refuse(400, f"unknown parameter {_shown(name)}{did_you_mean(name, fields)}", field=name[:100])
+        if fields[name].is_list:
+            texts = [value.decode("utf-8", "replace") for value in values]
+            if not fields[name].accepts(texts) or any(len(text) > (fields[name].high or 0) for text in texts):
+                raise Refuse(400, f"{name} is too long, or given too often", field=name)
+            found[name] = texts
+            continue
         field, text = fields[name], values[-1].decode("utf-8", "replace")
         value: object = text
         if field.kind is bool:
@@ -102,3 +107,23 @@ def read_if_match(values: Sequence[bytes], revision: int) -> int | None:
         # What is no revision of ours is simply not the current one.
         revisions.append(int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1)
     return revision if revision in revisions else revisions[0]
+
+
+def read_duration(arguments: Mapping[str, Any], name: str) -> float | None:
+    """Seconds of a text such as ``10m``; None when it is absent."""
+    if name not in arguments:
+        return None
+    try:
+        seconds = parse_duration(arguments[name])
+    except ValueError as e:
+        raise Refuse(400, f"{name}: {e}", field=name) from None
+    if not 1 <= seconds <= LONGEST_WAIT_S:
+        raise Refuse(400, f"{name} is {_shown(arguments[name])}; allowed are 1s to 7d", field=name)
+    return seconds
+
+
+def read_revision(text: str) -> int:
+    """A revision that stands in the path."""
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise Refuse(404, f"{_shown(text)} is not a revision; GET /api/v1/changes lists them", field="revision")
+    return int(text)

@@ -19,6 +19,11 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _some(schema: dict[str, Any], **optional: dict[str, Any]) -> dict[str, Any]:
+    """The same with properties that may be absent."""
+    return {**schema, "properties": {**schema["properties"], **optional}}
+
+
 def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "type": [schema["type"], "null"]}
 
@@ -32,12 +37,16 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 SCHEMAS: dict[str, dict[str, Any]] = {
+    "Sites": _ANY, "Explanation": _ANY, "Stories": _ANY, "Mirrors": _ANY, "Shifts": _ANY, "Shift": _ANY,
     "Probe": _object(status=_TEXT),
     "OpenApi": _ANY,
     "Config": _ANY,
     "Problem": {
         "type": "object",
-        "properties": {"type": _TEXT, "title": _TEXT, "status": _INT, "detail": _TEXT, "field": _TEXT},
+        "properties": {
+            "type": _TEXT, "title": _TEXT, "status": _INT, "detail": _TEXT, "field": _TEXT,
+            "problems": _list(_object(file=_TEXT, line=_INT, path=_TEXT, message=_TEXT)),
+        },
         "required": ["type", "title", "status"],
     },
     "Worker": _object(
@@ -48,7 +57,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Status": _object(
         version=_TEXT, revision=_INT, uptime_seconds=_NUMBER, config_file=_TEXT,
         head_codec={"type": "string", "enum": ["native", "python"]},
-        workers=_list(_ref("Worker")), listeners=_list(_ref("Listener")),
+        workers=_list(_ref("Worker")), listeners=_list(_ref("Listener")), certificates=_list(_ref("Certificate")),
+    ),
+    "Certificate": _object(
+        used_by=_list(_TEXT), source=_TEXT, names=_list(_TEXT), not_after=_TEXT, issuer=_TEXT, placeholder=_FLAG,
     ),
     "Health": _object(status={"type": "string", "enum": ["up", "down", "unknown"]}, reason=_TEXT, since=_or_null(_TEXT)),
     "Server": _object(
@@ -62,12 +74,23 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         revision=_INT, at=_TEXT, by=_TEXT, reason=_TEXT, change=_ANY, undone_by=_or_null(_INT), confirm_by=_or_null(_TEXT),
     ),
     "Changes": _object(changes=_list(_ref("Change"))),
-    "Applied": _object(revision=_INT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT))),
+    "Applied": _some(
+        _object(revision=_INT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT))),
+        superseded=_list(_TEXT), notes=_list(_TEXT), confirm_by=_TEXT, preview=_ref("Preview"),
+    ),
+    "Preview": _object(
+        changes=_list(_ANY), shares=_list(_object(pool=_TEXT, server=_TEXT, before=_NUMBER, after=_NUMBER)), closing=_INT,
+    ),
+    "Confirmed": _object(revision=_INT),
+    "Checked": _object(problems=_list(_ANY)),
+    "Differences": _object(differences=_list(_some(_object(path=_TEXT), file={}, running={}))),
+    "Adopted": _some(_object(edit=_TEXT), applied=_ref("Applied")),
 }  # fmt: skip
 
 _PARAMETERS = {
-    "digest": "Of all files of the page; the page itself names it.", "file": "A file of the page.",
-    "pool": "Name of the pool.", "address": "Address of the server, percent-encoded (unix:%2Frun%2Fapp.sock).",
+    "site": "Name of the site.", "id": "The id.", "digest": "Of all files of the page; the page itself names it.", "file": "A file of the page.",
+    "pool": "Name of the pool.", "revision": "Of a change in the journal.",
+    "address": "Address of the server, percent-encoded (unix:%2Frun%2Fapp.sock).",
 }  # fmt: skip
 _REVISION_HEADER = {"ETag": {"description": "The revision of the model, quoted.", "schema": _TEXT}}
 

@@ -14,12 +14,22 @@ CONTENT_TYPE = b"application/problem+json"
 class Refuse(Exception):
     """A request that gets `status` and one sentence instead of what it asked for."""
 
-    def __init__(self, status: int, detail: str = "", *, field: str = "", headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str = "",
+        *,
+        field: str = "",
+        headers: Mapping[str, str] | None = None,
+        problems: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.field = field
         self.headers = dict(headers or {})
+        self.problems = list(problems)
+        """Of a configuration: file, line, path, message."""
 
     @property
     def body(self) -> bytes:
@@ -28,6 +38,8 @@ class Refuse(Exception):
             problem["detail"] = self.detail
         if self.field:
             problem["field"] = self.field
+        if self.problems:
+            problem["problems"] = self.problems
         return json.dumps(problem).encode() + b"\n"
 
 

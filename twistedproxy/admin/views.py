@@ -9,8 +9,10 @@ from typing import Any
 
 from twistedproxy import __version__
 from twistedproxy.config import plain
-from twistedproxy.config.control import Applied, Entry, Snapshot
-from twistedproxy.config.model import AdminState, Health, Pool, Server
+from twistedproxy.config.control import Applied, CertificateView, Entry, Snapshot
+from twistedproxy.config.model import Health, Pool, Server
+from twistedproxy.config.shares import shares as shares_of
+from twistedproxy.errors import ConfigurationError
 
 
 def rfc3339(seconds: float) -> str:
@@ -21,7 +23,7 @@ def rfc3339(seconds: float) -> str:
 def status(snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
     model = snapshot.model
     open_now = dict(statistics["gauges"]["connections"])
-    listeners = [(listener.address, "http") for listener in model.http] + [(listener.address, "tcp") for listener in model.tcp]
+    listeners = [(listener.address, "https" if listener.is_tls else "http") for listener in model.http] + [(listener.address, "tcp") for listener in model.tcp]
     return {
         "version": __version__,
         "revision": snapshot.revision,
@@ -33,12 +35,24 @@ def status(snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
             {"address": snapshot.addresses.get(address, address), "kind": kind, "connections": open_now.get(address, 0)}
             for address, kind in listeners
         ],
+        "certificates": [certificate(view) for view in snapshot.certificates],
+    }
+
+
+def certificate(view: CertificateView) -> dict[str, Any]:
+    return {
+        "used_by": list(view.used_by),
+        "source": view.source,
+        "names": list(view.names),
+        "not_after": rfc3339(view.not_after),
+        "issuer": view.issuer,
+        "placeholder": view.is_placeholder,
     }
 
 
 def pool(pool: Pool, snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
     waiting = next((n for name, n in statistics["gauges"]["queues"] if name == pool.name), 0)
-    shares = _shares(pool, snapshot)
+    shares = shares_of(pool, snapshot.health, snapshot.ejected)
     active = {address: n for name, address, n in statistics["gauges"]["servers"] if name == pool.name}
     totals = {address: (leases, failures) for name, address, leases, failures in statistics["servers"] if name == pool.name}
     return {
@@ -71,24 +85,18 @@ def _health(pool: Pool, server: Server, snapshot: Snapshot) -> dict[str, Any]:
     return {"status": seen.health.value, "reason": seen.reason, "since": rfc3339(seen.since)}
 
 
-def _shares(pool: Pool, snapshot: Snapshot) -> dict[str, float]:
-    """Each server's part of the effective weight among those available; backups count only when no primary is available."""
-
-    def is_available(server: Server) -> bool:
-        key = (pool.name, server.address)
-        seen = snapshot.health.get(key)
-        is_down = seen is not None and seen.health is Health.DOWN
-        return server.state is AdminState.READY and server.weight_now > 0 and not is_down and key not in snapshot.ejected
-
-    available = [server for server in pool.servers if is_available(server)]
-    serving = [server for server in available if not server.backup] or available
-    total = sum(server.weight_now for server in serving)
-    return {server.address: round(server.weight_now / total, 6) for server in serving}
-
-
 def applied(result: Applied) -> dict[str, Any]:
     workers = {"total": result.total, "acked": result.acked, "lagging": list(result.lagging)}
-    return {"revision": result.revision, "workers": workers}
+    shown: dict[str, Any] = {"revision": result.revision, "workers": workers}
+    if result.superseded:
+        shown["superseded"] = list(result.superseded)
+    if result.notes:
+        shown["notes"] = list(result.notes)
+    if result.confirm_by is not None:
+        shown["confirm_by"] = result.confirm_by
+    if result.preview is not None:
+        shown["preview"] = plain.encode(result.preview)
+    return shown
 
 
 def entry(entry: Entry) -> dict[str, Any]:
@@ -103,11 +111,17 @@ def entry(entry: Entry) -> dict[str, Any]:
     }
 
 
-def config(snapshot: Snapshot) -> dict[str, Any]:
-    """The effective configuration, live changes included; of tokens only who they are for."""
-    shown: dict[str, Any] = plain.encode(snapshot.model)
-    shown["admin"]["tokens"] = [{"name": token.name, "role": token.role} for token in snapshot.model.admin.tokens]
+def config(effective: Mapping[str, Any]) -> dict[str, Any]:
+    """The effective configuration; of tokens only who they are for."""
+    shown = dict(effective)
+    admin = shown.get("admin", {})
+    if "tokens" in admin:
+        shown["admin"] = {**admin, "tokens": {name: {"role": token["role"]} for name, token in admin["tokens"].items()}}
     return shown
+
+
+def problems(error: ConfigurationError) -> list[dict[str, Any]]:
+    return [{"file": p.file, "line": p.line, "path": p.path, "message": p.message} for p in error.problems]
 
 
 def why_not_a_server(host: str) -> str:

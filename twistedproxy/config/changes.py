@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from twistedproxy.config import plain
 from twistedproxy.config.model import Address, AdminState, Health, Model, Pool, Server, Source, endpoint
+from twistedproxy.config.site_changes import SetMaintenance, SetSplit, describe_site, set_maintenance, set_split
 from twistedproxy.errors import ChangeRefused
 
 MAX_WEIGHT = 1000
@@ -62,7 +63,7 @@ class RemoveServer:
 class Batch:
     """Several changes that share one revision: all or none."""
 
-    changes: tuple[SetWeight | SetState | SetMaxConnections | AddServer | RemoveServer, ...]
+    changes: tuple[SetWeight | SetState | SetMaxConnections | AddServer | RemoveServer | SetMaintenance | SetSplit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class ReplaceConfig:
     """As written: placeholders are resolved by the supervisor, never here."""
 
 
-Change = SetWeight | SetState | SetMaxConnections | AddServer | RemoveServer | Batch | ReplaceConfig
+Change = SetWeight | SetState | SetMaxConnections | AddServer | RemoveServer | SetMaintenance | SetSplit | Batch | ReplaceConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,8 @@ _KINDS: dict[str, type[Any]] = {
     "set_max_connections": SetMaxConnections,
     "add_server": AddServer,
     "remove_server": RemoveServer,
+    "set_maintenance": SetMaintenance,
+    "set_split": SetSplit,
     "batch": Batch,
     "replace_config": ReplaceConfig,
     "health_seen": HealthSeen,
@@ -290,6 +293,8 @@ _APPLY: dict[type[Any], Callable[[Model, Any], Model]] = {
     SetMaxConnections: _set_max_connections,
     AddServer: _add_server,
     RemoveServer: _remove_server,
+    SetMaintenance: set_maintenance,
+    SetSplit: set_split,
     Batch: _batch,
     ReplaceConfig: _replace_config,
 }
@@ -305,6 +310,8 @@ def describe(model: Model, change: Change) -> dict[str, Any]:
         return {"kind": "batch", "changes": described}
     if isinstance(change, ReplaceConfig):
         return {"kind": "replace_config"}
+    if isinstance(change, SetMaintenance | SetSplit):
+        return describe_site(model, change)
     facts: dict[str, Any] = {"kind": kind_of(change), "pool": change.pool}
     if isinstance(change, AddServer):
         return facts | {"server": change.server.address, "before": None, "after": plain.encode(change.server)}

@@ -97,6 +97,23 @@ class WorkerView:
 
 
 @dataclass(frozen=True, slots=True)
+class CertificateView:
+    """One certificate in use."""
+
+    used_by: tuple[str, ...]
+    """Names of sites; ``tcp ADDRESS``, ``pool NAME``; ``files`` for `certificates.files`."""
+    source: str
+    """Its file; ``auto`` for one that an authority made on demand."""
+    names: tuple[str, ...]
+    not_before: float
+    not_after: float
+    """Seconds since the epoch."""
+    issuer: str
+    is_placeholder: bool = False
+    """Self-signed, until the authority has made the real one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything the supervisor knows now that is not a counter."""
 
@@ -112,7 +129,8 @@ class Snapshot:
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Configured listen address to the one that was bound (port 0 picks one)."""
     effective: Mapping[str, Any] = field(default_factory=dict)
-    """The configuration in the form of the file, live values included, placeholders as written: fit for every eye but for digests of tokens."""
+    """The configuration in the form of the file, live values included, placeholders as written; digests of tokens are still in it."""
+    certificates: tuple[CertificateView, ...] = ()
     is_ready: bool = False
     """At least one worker serves and none lags behind the latest revision by over 5 s."""
 
@@ -168,6 +186,10 @@ class Control(Protocol):
 
     async def adopt(self, terms: Terms) -> tuple[str, Applied | None]:
         """Write the live values into the file; the edit as a unified diff, and with `is_preview` nothing else."""
+        ...
+
+    async def ask(self, what: str, arguments: Mapping[str, Any]) -> Any:
+        """``explain``, ``why`` or ``mirrors``: what the supervisor or its workers know, as JSON-able values. Raises `ChangeRefused`."""
         ...
 
     def snapshot(self) -> Snapshot: ...

@@ -500,6 +500,15 @@ class Model:
     sites: Mapping[str, Site] = field(default_factory=dict)
     logs: Logs = field(default_factory=Logs)
     tests: tuple[Test, ...] = ()
+
+    @property
+    def sticky_pools(self) -> frozenset[str]:
+        """Those that bring clients back to their server."""
+        return frozenset(name for name, pool in self.pools.items() if pool.sticky is not None)
+
+    def via_of(self, site: str) -> str | None:
+        """What a site sends in Via."""
+        return self.sites[site].via if site in self.sites else None
     certificates: Certificates = field(default_factory=Certificates)
 
     @property

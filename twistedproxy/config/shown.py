@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from twistedproxy.config.model import Model, Pool, Server
+from twistedproxy.config.model import Model, Pool, Route, Server
+from twistedproxy.config.values import parse_route_path
 
 MOST_LINES = 50
 LONGEST = 80
@@ -30,9 +31,23 @@ def running(effective: Mapping[str, Any], configured: Model, model: Model) -> di
     for name, site in model.sites.items():
         if site.maintenance_set is not None and name in sites:
             sites[name] = {**sites[name], "maintenance": site.is_in_maintenance}
+        for index, route in enumerate(site.all_routes):
+            if name in sites and any(side.weight_set is not None for side in route.split):
+                sites[name] = _with_split(sites[name], route, index)
     if sites:
         shown["sites"] = sites
     return shown
+
+
+def _with_split(written: Mapping[str, Any], route: Route, index: int) -> dict[str, Any]:
+    """A site as shown, with the live weights of one split; rules come first among all routes."""
+    split = {side.pool: side.weight_now for side in route.split}
+    if route.when is not None:
+        rules = list(written["rules"])
+        rules[index] = {**rules[index], "split": split}
+        return {**written, "rules": rules}
+    found = next((key for key in written if key.startswith(("/", "=")) and parse_route_path(key) == route.path), route.path)
+    return {**written, found: {**written[found], "split": split}}
 
 
 def _servers(written: list[Any], before: Pool, now: Pool) -> list[Any]:
@@ -72,12 +87,21 @@ def _differences(before: Any, after: Any, path: str) -> Iterator[str]:
                 yield f"{below}: added"
             elif before[key] != after[key]:
                 yield from _differences(before[key], after[key], below)
+    elif isinstance(before, list) and isinstance(after, list) and (gone := _without(before, after)) + (new := _without(after, before)):
+        yield from (f"{path}: removed {_short(item)}" for item in gone)
+        yield from (f"{path}: added {_short(item)}" for item in new)
     elif path.rpartition(".")[2] in SECRET_KEYS:
         yield f"{path}: changed"
     else:
         yield f"{path}: {_short(before)} → {_short(after)}"
 
 
+def _without(some: list[Any], others: list[Any]) -> list[Any]:
+    return [item for item in some if item not in others]
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping) and "address" in value:
+        value = value["address"]
     text = str(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

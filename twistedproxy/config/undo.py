@@ -22,6 +22,7 @@ from twistedproxy.config.changes import (
     find_server,
 )
 from twistedproxy.config.model import Model
+from twistedproxy.config.site_changes import SetMaintenance, SetSplit, inverse_of
 
 Value = tuple[str, ...]
 """One value that changes are about: ``("pools", "web", "127.0.0.1:80", "weight")``; a shorter one is all that begins like it."""
@@ -58,6 +59,8 @@ _INVERSE: dict[type[Any], Callable[[Model, Any], Change]] = {
     SetMaxConnections: _no_limit,
     AddServer: _no_addition,
     RemoveServer: _no_removal,
+    SetMaintenance: inverse_of,
+    SetSplit: inverse_of,
 }
 
 
@@ -90,7 +93,7 @@ def touched(plain: Mapping[str, Any]) -> frozenset[Value]:
         return frozenset({("pools", plain["pool"], plain["server"])})
     if kind in _FIELDS:
         return frozenset({("pools", plain["pool"], plain["server"], _FIELDS[kind])})
-    return frozenset({("sites", str(plain["site"]), str(kind))})
+    return frozenset({("sites", str(plain["site"]), str(kind), str(plain.get("path", "")))})
 
 
 def meet(one: frozenset[Value], other: frozenset[Value]) -> bool:

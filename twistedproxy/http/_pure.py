@@ -238,6 +238,11 @@ def _read_fields(head: Head, data: bytes, at: int, limits: Limits, is_request: b
     return seen
 
 
+_hosts: dict[bytes, bytes] = {}
+_MAX_HOSTS = 512
+"""Host fields seen lately and their canonical form."""
+
+
 def _read_ordinary(head: Head, data: bytes, after: int, limits: Limits, shapes: Shapes) -> bool:
     """Reads the fields from `after` on when they are complete and spelled as nearly all are; else leaves `head` to the long way."""
     end = data.find(b"\r\n\r\n", after)
@@ -257,9 +262,14 @@ def _read_ordinary(head: Head, data: bytes, after: int, limits: Limits, shapes: 
     host, length, coding, connection = shape.at
     if host >= 0 and isinstance(head, RequestHead):
         authority = lines[host][6:]
-        name = host_of(authority)
+        name = _hosts.get(authority)
         if name is None:
-            return False
+            name = host_of(authority)
+            if name is None:
+                return False
+            if len(_hosts) >= _MAX_HOSTS:
+                _hosts.clear()
+            _hosts[authority] = name
         head.authority, head.host = authority, name
     if length >= 0:
         digits = lines[length][16:]

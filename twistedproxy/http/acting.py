@@ -10,9 +10,6 @@ How it works
 
 from __future__ import annotations
 
-import functools
-from base64 import b32encode
-from hashlib import blake2b
 from random import random
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +22,8 @@ from twistedproxy.http.middleware.chain import EditedHead, Edits, Outgoing
 from twistedproxy.http.mirror import Comparison, Shadow
 from twistedproxy.http.routes import Decision, no_route_detail
 from twistedproxy.http.splits import cookie_value
-from twistedproxy.pool.pool import Lease, Pool
+from twistedproxy.http.sticky import server_behind, server_token
+from twistedproxy.pool.pool import Lease
 from twistedproxy.pool.queue import Queued
 from twistedproxy.pool.server import Server
 
@@ -248,10 +246,10 @@ class ActingExchange(Exchange):
 
     # FINISH
 
-    def _finish(self) -> None:
+    def _finish(self, now: float = 0.0) -> None:
         if self.state is State.DONE:
             return
-        super()._finish()
+        super()._finish(now)
         if self._comparison is not None:
             self._comparison.original_done(is_whole=self.error is None and not self._is_spliced)
         if self._shadow is not None and not self.is_request_complete:
@@ -260,17 +258,3 @@ class ActingExchange(Exchange):
 
 def _constant(value: bytes) -> Any:
     return lambda exchange: value
-
-
-@functools.lru_cache(maxsize=4096)
-def server_token(pool: str, address: str) -> str:
-    """What a cookie calls a server: the same in all workers and after restarts, and not its address."""
-    return b32encode(blake2b(f"{pool} {address}".encode(), digest_size=10, person=b"revproxy sticky").digest()).decode().lower()
-
-
-def server_behind(pool: Pool, token: bytes | None) -> Server | None:
-    """The server a cookie names; None when there is no such server any more."""
-    if not token:
-        return None
-    wanted = token.decode("latin-1")
-    return next((server for server in pool.servers if server_token(pool.name, server.address) == wanted), None)

@@ -1,7 +1,8 @@
 """One client's HTTP/1 connection: bytes become exchanges, one after the other.
 
 It reads heads and bodies, keeps at most one exchange going, holds pipelined bytes back until it is their turn, and owns the
-client-side deadlines: idle, head, body, and the wait for a response.
+client-side deadlines: idle, head, body, and the wait for a response. The class is over 300 lines, since all of it acts on one
+buffer and one state.
 """
 
 from __future__ import annotations
@@ -298,6 +299,8 @@ class FrontConnection(Timed):
         request_id = front.fresh_id()
         self._answer(failure_response(error, None, request_id))
         front.metrics.rejected[error.reason] += 1
+        if front.stories is not None:
+            front.stories.refused(request_id, error, self.client.ip)
         if front.access_log is not None:
             ip = self.client.ip
             front.access_log.log_http(

@@ -26,7 +26,7 @@ class Destination:
         self.site = site.name
         self.max_body = route.max_body
         self.timeouts = route.timeouts
-        self.key_of = _key_function(spec.balance)
+        self.key_of = key_function(spec.balance)
         self.via = b"Via: 1.1 %b\r\n" % site.via.encode() if site.via else b""
         self.sticky = spec.sticky
         retry = route.retry or spec.retry
@@ -36,7 +36,7 @@ class Destination:
         self.send_proxy = spec.send_proxy
 
 
-def _key_function(balance: str) -> KeyOf | None:
+def key_function(balance: str) -> KeyOf | None:
     """How a pool's `balance` turns a request into a key; None when it does not look at the request."""
     if balance == "source_ip":
         return lambda head, ip: stable_hash(ip.encode())

@@ -1,5 +1,8 @@
 """One request and its response, from the first routed byte to the log line. Read it top to bottom.
 
+It has over 500 lines on purpose: a request's life is in one piece. What can be judged without it is outside: routing, retries,
+forwarding, framing, uploads, what a failure looks like and how it is recorded.
+
     ROUTE ▶ ACQUIRE ▶ (CONNECT) ▶ SEND ▶ RECEIVE ▶ RESPOND ▶ FINISH
               ▲                              │
               └──── nothing reached the client, and trying again is safe (``retries``)
@@ -11,9 +14,6 @@ How it works
     tells the front's connection whether it may carry another request.
 
 Class attributes are the defaults of per-request state: a request pays only for the attributes it changes.
-
-`Exchange` is over 300 lines on purpose: a request's life is in one piece. What can be judged without it is outside: routing,
-retries, forwarding, framing, what a failure looks like and how it is recorded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from twistedproxy.http.destination import Destination
 from twistedproxy.http.failures import failure_response
 from twistedproxy.http.h1 import chunk, last_chunk, response_head
 from twistedproxy.http.local import SPECIAL, date, forwards_field
-from twistedproxy.http.messages import CHUNKED, LocalResponse, RequestHead, ResponseHead
+from twistedproxy.http.messages import CHUNKED, Kind, LocalResponse, RequestHead, ResponseHead
 from twistedproxy.http.record import outcome_of, record
 from twistedproxy.http.retries import NOTHING_SENT, REUSED, Retries
 from twistedproxy.http.routes import Decision, no_route_detail
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 
 _OK = Outcome.OK
 NONE_TRIED: frozenset[Server] = frozenset()
+_UNUSUAL = Kind.HOP_BY_HOP | Kind.INTERNAL
+"""Fields among which are Upgrade and X-Revproxy-Explain."""
 
 
 class State(enum.Enum):
@@ -143,6 +145,8 @@ class Exchange:
         self._body_length = body_length
         self.is_request_complete = is_complete
         head = self.head
+        if head.kinds & _UNUSUAL and self._is_answered(head, body_length):
+            return
         decision = self.decision = self.front.router.route(head, self.client_ip)
         if decision is None:
             self.fail(NoRoute(no_route_detail(self.front.router, head)))
@@ -159,11 +163,6 @@ class Exchange:
                 return
             if body and not self._take_in(body, destination):
                 return
-        if head.upgrade is not None and head.upgrade in forwarding.UPGRADES:
-            if body_length:
-                self.fail(BadHead("a request that switches protocols has no body"))
-                return
-            self._upgrade = head.upgrade
         self.response_idle_s = timeouts.response_idle_s
         if is_complete:
             connection = self.connection
@@ -171,6 +170,19 @@ class Exchange:
             if deadline < connection.deadline:
                 connection.await_response(deadline)
         self._acquire(destination)
+
+    def _is_answered(self, head: RequestHead, body_length: int) -> bool:
+        """Look at a head with unusual fields: protocols it may switch to are noted; one that asks for its own trace gets that."""
+        if head.upgrade in forwarding.UPGRADES:
+            if body_length:
+                self.fail(BadHead("a request that switches protocols has no body"))
+                return True
+            self._upgrade = head.upgrade
+        explainer = self.front.explainer
+        local = explainer(self) if explainer is not None and head.kinds & Kind.INTERNAL else None
+        if local is not None:
+            self.answer(local)
+        return local is not None
 
     # REQUEST: the body, as it comes
 
@@ -370,6 +382,8 @@ class Exchange:
             return False
         if not retries.allow(reason, lease.server, self.method, self.is_request_complete and self._held is not None):
             return False
+        detail = self.error.detail if self.error is not None else reason
+        retries.log.append((lease.server.address, self.front.seconds() - self.started, reason, detail))
         self._lease = self._upstream = None
         if upstream is not None:
             upstream.close()
@@ -383,6 +397,18 @@ class Exchange:
         error = self.error = ServerError(f"the server answered {status}")
         error.status = status
         return self._try_again(str(status), Outcome.FAILED)
+
+    def attempt_log(self, server: str) -> list[dict[str, object]]:
+        """What was tried, for `why`; `server` is where it ended, "" when no server was left."""
+        log = [] if self._retries is None else self._retries.log
+        found: list[dict[str, object]] = [
+            {"server": address, "failed_after_seconds": round(after, 6), "reason": reason, "detail": detail}
+            for address, after, reason, detail in log
+        ]
+        if server:
+            error = self.error
+            found.append({"server": server, "reason": error.reason if error else "ok", "detail": error.detail if error else ""})
+        return found
 
     def deadline_passed(self) -> None:
         """`request` has passed without a response head."""

@@ -15,9 +15,12 @@ from twistedproxy.config.model import HttpListener, Timeouts
 from twistedproxy.http.acting import act
 from twistedproxy.http.connection import IDLE_LINGER_S, FrontConnection
 from twistedproxy.http.destination import Destination
+from twistedproxy.http.exchange import Exchange
 from twistedproxy.http.head import Limits
+from twistedproxy.http.messages import LocalResponse
 from twistedproxy.http.mirror import Mirrors
 from twistedproxy.http.routes import Router
+from twistedproxy.http.stories import Stories
 from twistedproxy.net.networks import Networks
 from twistedproxy.net.proxy_protocol import ProxyHeaderReader
 from twistedproxy.net.transport import Transport
@@ -43,6 +46,8 @@ class HttpFront:
         access_log: AccessLog | None,
         on_closed: Callable[[], None] = lambda: None,
         mirrors: Mirrors | None = None,
+        stories: Stories | None = None,
+        explainer: Callable[[Exchange], LocalResponse | None] | None = None,
     ) -> None:
         self.reactor = reactor
         self.wheel = wheel
@@ -53,6 +58,9 @@ class HttpFront:
         self.counts = metrics.listener(listener.address)
         self.access_log = access_log
         self.mirrors = mirrors
+        self.stories = stories
+        self.explainer = explainer
+        """Answers a request that asks for its own trace, if it may."""
         self.act = act
         """What an exchange does whose route has actions."""
         self.address = listener.address

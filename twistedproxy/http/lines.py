@@ -129,5 +129,3 @@ def odd_line(data: bytes, at: int, limits: Limits, count: int) -> str | None:
     if count >= limits.max_fields:
         return "fields_many"
     return field_fault(data[at:end], found >= 0) or ("" if found < 0 else "field_name")
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twistedproxy.errors import Cause, ClientGone, ConnectFailed, Phase, ProxyError, ResponseTimeout
+from twistedproxy.http.stories import SLOW_S
 from twistedproxy.pool.server import Outcome
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def record(exchange: Exchange, server: str, duration_s: float) -> None:
         destination.counts.record(server, exchange.status, duration_s)
     if error is not None:
         front.metrics.rejected[error.reason] += 1
+    if (error is not None or duration_s >= SLOW_S) and front.stories is not None:
+        front.stories.keep(exchange, server, duration_s)
     if front.access_log is not None:
         cause, phase = (Cause.OK, None) if error is None else (error.cause, phase_of(error, exchange))
         front.access_log.log_http(

@@ -18,9 +18,11 @@ REUSED = "reused"
 class Retries:
     """What was tried for one request; made at its first failure, so that a request without one pays nothing."""
 
-    __slots__ = ("tried", "has_stale_connection", "_destination", "_tries", "_has_budget")
+    __slots__ = ("log", "tried", "has_stale_connection", "_destination", "_tries", "_has_budget")
 
     def __init__(self, destination: Destination) -> None:
+        self.log: list[tuple[str, float, str, str]] = []
+        """Attempts that failed and were followed by another: server, seconds since the request came, reason, detail."""
         self.tried: frozenset[Server] = frozenset()
         self.has_stale_connection = False
         """A kept-alive connection let this request down: only fresh ones from now on."""

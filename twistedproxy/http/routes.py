@@ -39,6 +39,10 @@ class Decision(Generic[T]):
     actions: Actions | None = None
     """What happens besides; None: nothing."""
 
+    def forwarded_path(self, path: bytes) -> bytes:
+        """The canonical path as the server is asked for it."""
+        return path if self.actions is None else self.actions.path(path, b"")[0]
+
     @property
     def rule(self) -> str:
         """``rules[0]``; "" for a route that was found by its path."""
@@ -106,7 +110,7 @@ class _Paths(Generic[T]):
             if decision is not None:
                 return decision
             end = path.rfind(b"/", 0, end)
-        return self._root if path[:1] == b"/" else None
+        return self._root if path[:1] in (b"/", b"*") else None
 
     def listed(self) -> Iterable[str]:
         return sorted({d.route.path for table in (self._whole, self._prefix) for d in table.values()})

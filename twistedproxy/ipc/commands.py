@@ -3,7 +3,7 @@
 AMP values end at 65,535 bytes, so whatever may grow (models, statistics) is sent ahead as numbered `Chunk`s of one
 *transfer* and then named by its number: `Channel.send_value` and `Channel.take_value`.
 
-    supervisor ─▶ worker    Configure · AdoptSocket · ReturnSocket · Apply · Observe · Collect · ReopenLogs · Drain
+    supervisor ─▶ worker    Configure · AdoptSocket · ReturnSocket · Apply · Observe · Collect · Ask · ReopenLogs · Drain
     worker ─▶ supervisor    Hello · Heartbeat · Statistics · Failures
 
 Revisions: `Configure` and `Apply` answer with the revision the worker is at when it is done. What cannot be done is answered with
@@ -75,6 +75,14 @@ class Observe(amp.Command):
 
 class Collect(amp.Command):
     """Send `Statistics` now; answered after they were sent."""
+
+
+class Ask(amp.Command):
+    """A question that only the worker can answer: JSON in the transfer, the answer in the one that comes back."""
+
+    arguments = [(b"transfer", amp.Integer())]
+    response = [(b"transfer", amp.Integer())]
+    errors = NOT_DONE
 
 
 class ReopenLogs(amp.Command):

@@ -24,6 +24,7 @@ from zope.interface import implementer
 from twistedproxy.clock import Timed, Wheel
 from twistedproxy.errors import ProxyError, ServerTlsFailed, TlsFailed, TlsTimeout
 from twistedproxy.net.tls_transport import TlsTransport, reason_of
+from twistedproxy.net.transport import Transport
 from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, read
 from twistedproxy.tls.servers import ServerTlsUse
 
@@ -52,7 +53,7 @@ class _Handshake(Timed, Generic[E]):
         peer: str,
         peer_port: int,
         write_stall_s: float,
-        on_done: Callable[[TlsTransport], None],
+        on_done: Callable[[Any], None],
         on_failed: Callable[[E, socket.socket], None],
     ) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class _Handshake(Timed, Generic[E]):
         self.tls: SSL.Connection | None = None
         self._fd = sock.fileno()
         self._write_stall_s = write_stall_s
-        self._on_done: Callable[[TlsTransport], None] | None = on_done
+        self._on_done: Callable[[Any], None] | None = on_done
         self._on_failed: Callable[[E, socket.socket], None] | None = on_failed
         self._is_writing = False
 
@@ -131,9 +132,14 @@ class _Handshake(Timed, Generic[E]):
             self.reactor.addReader(self)
 
     def _shaken(self, tls: SSL.Connection) -> None:
+        transport = TlsTransport(self.reactor, self.wheel, self.sock, tls, self.peer, self.peer_port, self._write_stall_s)
+        self._prepare(transport)
+        self._give(transport)
+
+    def _give(self, transport: Any) -> None:
+        """The descriptor is the transport's from here on."""
         reactor, told, fd = self.reactor, self._on_done, self._fd
         assert told is not None
-        transport = TlsTransport(reactor, self.wheel, self.sock, tls, self.peer, self.peer_port, self._write_stall_s)
         hand_over = getattr(reactor, "hand_over", None)
         if hand_over is not None:
             hand_over(self, transport)
@@ -143,12 +149,11 @@ class _Handshake(Timed, Generic[E]):
             self.tls = None
         else:
             self._end()
-        self._prepare(transport, tls)
         told(transport)
         if hand_over is not None and transport.fileno() == fd:
             reactor.settle(fd)
 
-    def _prepare(self, transport: TlsTransport, tls: SSL.Connection) -> None:
+    def _prepare(self, transport: TlsTransport) -> None:
         """The last touch before the transport is handed over."""
 
     def _explain(self, error: SSL.Error) -> E:
@@ -186,10 +191,10 @@ class ServerHandshake(_Handshake[ProxyError]):
         peer: str,
         peer_port: int,
         write_stall_s: float,
-        on_done: Callable[[TlsTransport], None],
+        on_done: Callable[[Any], None],
         on_failed: Callable[[ProxyError, socket.socket], None],
         *,
-        choose: Callable[[ClientHello], SSL.Context],
+        choose: Callable[[ClientHello], Any],
         prefaces: Sequence[Preface] = (),
         timeout_s: float,
     ) -> None:
@@ -241,6 +246,9 @@ class ServerHandshake(_Handshake[ProxyError]):
             return
         self._wait(1, 0)
         self.hello = hello
+        self._heard(hello)
+
+    def _heard(self, hello: ClientHello) -> None:
         tls = self.tls = SSL.Connection(self._choose(hello), self.sock)
         tls.set_accept_state()
         self._shake()
@@ -267,6 +275,19 @@ class ServerHandshake(_Handshake[ProxyError]):
 
     def hung_up(self, event: int) -> None:
         self.doRead()
+
+
+class HelloReader(ServerHandshake):
+    """Only reads what the client's TLS says first; `choose` may refuse it. The transport is a plain one, and not a byte of TLS was taken."""
+
+    __slots__ = ()
+
+    def _heard(self, hello: ClientHello) -> None:
+        self._choose(hello)
+        self._give(Transport(self.reactor, self.wheel, self.sock, self.peer, self.peer_port, self._write_stall_s))
+
+    def deadline_passed(self, now: float) -> None:
+        self.fail(TlsTimeout(f"no complete ClientHello within {self._timeout_s:g} s"))
 
 
 class ClientHandshake(_Handshake[ServerTlsFailed]):
@@ -305,7 +326,7 @@ class ClientHandshake(_Handshake[ServerTlsFailed]):
         else:
             super()._shaken(tls)
 
-    def _prepare(self, transport: TlsTransport, tls: SSL.Connection) -> None:
+    def _prepare(self, transport: TlsTransport) -> None:
         address = self._address
         use = self._use
         transport.on_closing = lambda tls: use.remember(address, tls)

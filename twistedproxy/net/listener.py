@@ -4,13 +4,16 @@ How it works
     The sockets belong to the supervisor; a worker is lent one or several of them per address and gives them back without ever
     shutting one down. At most `MAX_ACCEPTS` are taken in one turn, so that a storm does not starve open connections. At
     the maximum the sockets leave epoll: the next clients wait in the kernel's queue and are not reset. Out of descriptors
-    or memory, accepting stops for 250 ms instead of spinning.
+    or memory, accepting stops for 250 ms instead of spinning. It stops somewhat before the last descriptor, since those who are
+    inside need some too, for their servers.
 """
 
 from __future__ import annotations
 
 import _socket
 import errno
+import os
+import resource
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +35,12 @@ _Socket: type[socket.socket] = _socket.socket  # type: ignore[assignment]  # has
 _STREAM = int(socket.SOCK_STREAM)
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _HARD = frozenset((errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP))
+
+
+def _scarce_from() -> int:
+    """All but an eighth of the descriptors this process may have open (at least 16, at most 1024 are kept back)."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**31 if limit == resource.RLIM_INFINITY else limit - min(max(limit // 8, 16), 1024)
 
 
 @implementer(IReadDescriptor)
@@ -68,7 +77,7 @@ class _ListeningSocket:
                 return
             except OSError as e:
                 if e.errno in _EXHAUSTED:
-                    listener.exhausted(e)
+                    listener.exhausted(e.strerror or str(e))
                     return
                 if e.errno in _HARD:
                     raise
@@ -81,6 +90,8 @@ class _ListeningSocket:
                 if self._is_mapped and ip.startswith("::ffff:"):
                     ip = ip[7:]
                 listener.accepted(sock, ip, name[1])
+            if descriptor >= listener.scarce_from:
+                listener.exhausted("few descriptors are left")
             if not listener.is_accepting:
                 return
         self._full_turns += 1
@@ -112,6 +123,8 @@ class Listener:
         self.open = 0
         """Connections accepted and not yet closed."""
         self.total = 0
+        self.scarce_from = _scarce_from()
+        """A connection with this descriptor or a higher one is the last for a while."""
         self._sockets: dict[int, _ListeningSocket] = {}
         self._is_paused = False
         self._retry: Any = None
@@ -186,11 +199,11 @@ class Listener:
             sock.close()
             self.connection_closed()
 
-    def exhausted(self, error: OSError) -> None:
+    def exhausted(self, why: str) -> None:
         """No descriptor or memory left for another connection: wait a little, then try again."""
         self._exhausted_log.warn(
-            "cannot accept connections for now ({error}); {open} are open. Raise the limit of open files or lower max_connections.",
-            error=error.strerror,
+            "cannot accept connections for now ({why}); {open} are open. Raise the limit of open files or lower max_connections.",
+            why=why,
             open=self.open,
         )
         if self._retry is None:
@@ -199,7 +212,18 @@ class Listener:
 
     def _try_again(self) -> None:
         self._retry = None
+        if self._is_scarce():
+            self._retry = self._reactor.callLater(RETRY_S, self._try_again)
         self._update()
+
+    def _is_scarce(self) -> bool:
+        """The kernel gives the lowest free number, so the next one shows how many are taken."""
+        try:
+            descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return True
+        os.close(descriptor)
+        return descriptor >= self.scarce_from
 
     def _update(self) -> None:
         """Be in epoll exactly when there is room and nobody asked us to wait."""

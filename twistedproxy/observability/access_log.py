@@ -1,8 +1,8 @@
 """One line for every request and every TCP session, written without ever holding up traffic.
 
 How it works
-    `log_http` and `log_tcp` only append a tuple. `flush`, called every 100 ms, formats all of them in one go and appends them to the
-    file in pieces of whole lines, so that several workers can share one file (`O_APPEND`; pipes get pieces that the kernel keeps
+    `log_http` and `log_tcp` only append a tuple; every 64 of them become lines in one go. `flush`, called every 100 ms, appends them
+    to the file in pieces of whole lines, so that several workers can share one file (`O_APPEND`; pipes get pieces that the kernel keeps
     whole). Nothing here blocks or raises: whatever cannot be written (disk full, directory gone, reader of a pipe too slow) is kept
     within a bound, then dropped and counted, with one event a minute.
 
@@ -30,7 +30,10 @@ from twisted.logger import Logger
 
 from twistedproxy.errors import Cause, Phase
 
+BATCH_LINES = 64
+"""Requests whose heads are kept for their lines."""
 MAX_QUEUED_LINES = 50_000
+"""Lines between two flushes."""
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 """Formatted text that waits for a slow pipe."""
 MAX_PIECE_BYTES = 64 * 1024
@@ -117,18 +120,19 @@ def _place(site: str, pool: str, server: str) -> str:
 class _Clock:
     """Time stamps for log lines, made anew only when the second changes."""
 
-    __slots__ = ("_second", "_text", "_render")
+    __slots__ = ("second", "text", "_render")
 
     def __init__(self, render: Callable[[int], str]) -> None:
-        self._second = -1.0
-        self._text = ""
+        self.second = -1.0
+        self.text = ""
+        """The stamp of `second`: nearly always the one that is wanted, and not worth a call then."""
         self._render = render
 
     def at(self, when: float) -> str:
-        if not 0.0 <= when - self._second < 1.0:
-            self._second = when // 1
-            self._text = self._render(int(when))
-        return self._text
+        if not 0.0 <= when - self.second < 1.0:
+            self.second = when // 1
+            self.text = self._render(int(when))
+        return self.text
 
 
 # Lines: a queued entry is (formatter, when, …). What a client sent is nearly always plain, which the head itself says in one call.
@@ -152,8 +156,10 @@ class _Combined:
         request = f"{method} {target} {version}" if method else "-"
         # Ids made here are letters and digits.
         request_id = given_id.decode() if given_id.isalnum() and len(given_id) <= WORD_MAX else _escaped(given_id, WORD_MAX, _WORD_ESCAPES)
+        clock = self._clock
+        stamp = clock.text if 0.0 <= when - clock.second < 1.0 else clock.at(when)
         return (
-            f'{_word(ip)} - - [{self._clock.at(when)}] "{request}" {_STATUS_TEXT[status]} {sent} "{referer or "-"}" "{agent or "-"}" '
+            f'{_word(ip)} - - [{stamp}] "{request}" {_STATUS_TEXT[status]} {sent} "{referer or "-"}" "{agent or "-"}" '
             f"{_place(site, pool, server)} {duration:.4f} {_OK_ENDING if cause is _OK and phase is None else _ending(cause, phase)} "
             f"{request_id}\n"
         )
@@ -294,6 +300,7 @@ class AccessLog:
         self._http = lines.http
         self._tcp = lines.tcp
         self._queue: list[tuple[Any, ...]] = []
+        self._lines: list[str] = []
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
         self._is_mid_line = False
@@ -321,16 +328,15 @@ class AccessLog:
         request_id: bytes,
         listener: str,
     ) -> None:
-        """Queue one finished request; `head` is read and let go of at the next flush."""
-        if len(self._queue) >= MAX_QUEUED_LINES:
-            self.dropped += 1
-            return
+        """Queue one finished request; `head` is read and let go of soon."""
         self._queue.append(
             (
                 self._http, self._seconds_wall(), client_ip, head, status, bytes_sent, bytes_received, site, pool, server,
                 duration, attempts, cause, phase, request_id, listener,
             )
         )  # fmt: skip
+        if len(self._queue) >= BATCH_LINES:
+            self._format()
 
     def log_tcp(
         self,
@@ -346,20 +352,21 @@ class AccessLog:
         session_id: bytes,
     ) -> None:
         """Queue one finished session; `bytes_in` came from the client, `bytes_out` went to it."""
-        if len(self._queue) >= MAX_QUEUED_LINES:
-            self.dropped += 1
-            return
         self._queue.append(
             (
                 self._tcp, self._seconds_wall(), client_ip, listener, pool, server, bytes_in, bytes_out, duration,
                 cause, phase, session_id,
             )
         )  # fmt: skip
+        if len(self._queue) >= BATCH_LINES:
+            self._format()
 
     def flush(self) -> None:
         """Format what was queued and write what the file takes now."""
         if self._queue:
             self._format()
+        if self._lines:
+            self._take_lines()
         if self._pending:
             self._write()
         if self.dropped != self._dropped_at_event:
@@ -379,14 +386,21 @@ class AccessLog:
     # Formatting
 
     def _format(self) -> None:
+        """Make lines of the queue, so that the heads in it are let go of while they are still in the CPU's caches."""
         entries, self._queue = self._queue, []
-        lines = []
+        lines = self._lines
+        if len(lines) >= MAX_QUEUED_LINES:
+            self.dropped += len(entries)
+            return
         for entry in entries:
             try:
                 lines.append(entry[0](entry))
             except Exception as e:  # a line that cannot be written must not take the others with it
                 self.dropped += 1
                 self._tell(f"a line could not be formatted: {e!r}")
+
+    def _take_lines(self) -> None:
+        lines, self._lines = self._lines, []
         data = "".join(lines).encode("ascii")
         if self._pending_bytes + len(data) > MAX_PENDING_BYTES and self._pending:
             self.dropped += len(lines)

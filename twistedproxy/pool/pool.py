@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
+from typing import Any
 
 from twistedproxy.clock import Wheel
 from twistedproxy.config.model import AdminState, Endpoint, Health

@@ -21,11 +21,13 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted.logger import Logger
 
 from twistedproxy.config.changes import HealthSeen
-from twistedproxy.config.model import Address, Endpoint, Health, HealthCheck, Model, endpoint
+from twistedproxy.config.model import Address, Endpoint, Health, HealthCheck, Model, ServerTls, endpoint
+from twistedproxy.config.pem import BadPem
 from twistedproxy.pool.health import RiseFall
 from twistedproxy.probes.dialogue import Dialogue, Finding, ask
 from twistedproxy.probes.http import HttpCheck
 from twistedproxy.probes.mysql import MysqlCheck
+from twistedproxy.probes.over_tls import OverTls, PoolTls
 from twistedproxy.probes.postgres import PostgresCheck
 from twistedproxy.probes.redis import RedisCheck
 from twistedproxy.probes.tcp import TcpCheck
@@ -76,9 +78,10 @@ class Checker:
         """Watch exactly the servers of `model`; `resolved` gives IP addresses by the address of servers with a host name."""
         resolved = resolved or {}
         present = {(pool.name, s.address): pool.health for pool in model.pools.values() for s in pool.servers}
+        tls = {pool.name: pool.tls for pool in model.pools.values()}
         for key, watch in list(self._watches.items()):
             check = present.get(key)
-            if check == watch.check:
+            if check == watch.check and tls.get(key[0]) == watch.tls:
                 continue
             watch.stop()
             del self._watches[key]
@@ -88,7 +91,7 @@ class Checker:
             if check is None:
                 continue
             if key not in self._watches:
-                self._watches[key] = _Watch(self, *key, check)
+                self._watches[key] = _Watch(self, *key, check, tls[key[0]])
             self._watches[key].addresses = tuple(resolved.get(key[1], ()))
 
     def stop(self) -> None:
@@ -101,8 +104,10 @@ class Checker:
 class _Watch:
     """The checks of one server."""
 
-    def __init__(self, checker: Checker, pool: str, server: Address, check: HealthCheck) -> None:
+    def __init__(self, checker: Checker, pool: str, server: Address, check: HealthCheck, tls: ServerTls | None = None) -> None:
         self.check = check
+        self.tls = tls
+        self._pool_tls = PoolTls(tls) if tls is not None else None
         self.addresses: tuple[str, ...] = ()
         """What the host name means; unused for IP addresses and unix sockets."""
         self._checker = checker
@@ -153,10 +158,18 @@ class _Watch:
         """The first good finding among the addresses of a name, else the last bad one."""
         finding = Finding(False, "no address")
         for target in targets:
-            finding = await ask(self._checker.reactor, target, dialogue_for(self.check, self._server))
+            try:
+                dialogue = self._dialogue()
+            except (BadPem, OSError) as e:
+                return Finding(False, f"a file of the pool's tls {e}", answered=False)
+            finding = await ask(self._checker.reactor, target, dialogue)
             if finding.ok:
                 break
         return finding
+
+    def _dialogue(self) -> Dialogue:
+        dialogue = dialogue_for(self.check, self._server)
+        return dialogue if self._pool_tls is None else OverTls(dialogue, self._pool_tls.use(), self._server)
 
     def _schedule(self, started: float) -> None:
         self._running = None

@@ -73,6 +73,10 @@ class Dialogue:
             return Finding(False, "closed the connection in the middle of its answer")
         return Finding(False, "closed the connection without an answer")
 
+    def broken(self, failure: BaseException) -> Finding:
+        """The connection broke, or TLS did, before there was a finding."""
+        return Finding(False, reason_of(failure))
+
 
 @implementer(IHandshakeListener)
 class _Line(Protocol):
@@ -112,7 +116,7 @@ class _Line(Protocol):
         if reason.check(error.ConnectionDone):
             self.found.callback(self._dialogue.ended())
         else:
-            self.found.callback(Finding(False, reason_of(reason.value or error.ConnectionLost())))
+            self.found.callback(self._dialogue.broken(reason.value or error.ConnectionLost()))
 
     def _proceed(self, finding: Finding | None) -> None:
         if self._dialogue.outgoing:

@@ -20,7 +20,7 @@ class TlsCheck(Dialogue):
     begins_after_handshake = True
 
     def carrier(self, reactor: Any, line: IProtocol, host: str) -> IProtocol:
-        factory = TLSMemoryBIOFactory(_Unverified(host), True, _Nothing(), reactor)  # type: ignore[arg-type]
+        factory = TLSMemoryBIOFactory(_Unverified(host), True, Nothing(), reactor)  # type: ignore[arg-type]
         return TLSMemoryBIOProtocol(factory, line)
 
     def begin(self) -> Finding:
@@ -42,7 +42,7 @@ class _Unverified:
         return connection
 
 
-class _Nothing:
+class Nothing:
     """The wrapped factory `TLSMemoryBIOFactory` wants; it builds nothing."""
 
     noisy = False

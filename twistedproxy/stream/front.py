@@ -119,13 +119,15 @@ class StreamFront:
         self.counts.bytes_in += from_client
         self.counts.bytes_out += from_server
 
-    def log(self, ip: str, server: str, bytes_in: int, bytes_out: int, duration: float, error: ProxyError | None) -> None:
+    def log(
+        self, ip: str, server: str, bytes_in: int, bytes_out: int, duration: float, error: ProxyError | None, pool: str | None = None
+    ) -> None:
         log = self.access_log
         if log is not None:
             cause = Cause.OK if error is None else error.cause
             phase: Phase | None = None if error is None else error.phase
             session_id = b"%b%08x" % (self._id_prefix, next(self._serial))
-            log.log_tcp(ip, self.address, self.pool.name, server, bytes_in, bytes_out, duration, cause, phase, session_id)
+            log.log_tcp(ip, self.address, self.pool.name if pool is None else pool, server, bytes_in, bytes_out, duration, cause, phase, session_id)
 
     def drain(self) -> None:
         """Nothing new will come. Open sessions are left alone: a database session has no good moment to be closed at."""

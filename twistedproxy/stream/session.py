@@ -27,9 +27,11 @@ from twistedproxy.pool.balancers import stable_hash
 from twistedproxy.pool.pool import Lease
 from twistedproxy.pool.queue import Queued
 from twistedproxy.pool.server import Outcome, Server
+from twistedproxy.stream.postgres import SslRequest
 
 if TYPE_CHECKING:
     from twistedproxy.stream.front import StreamFront
+    from twistedproxy.stream.tls_front import Hello
 
 EMPTY_FIN_GRACE_S = 0.25
 NOBODY: frozenset[Server] = frozenset()
@@ -53,7 +55,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 class Session(Timed):
     """A client's connection and what it is joined to. `ip` and `port` are the client's own, also behind another proxy."""
 
-    __slots__ = ("state", "ip", "port", "_front", "_client", "_destination", "_leftover", "_began", "_connect_began", "_latency_s",
+    __slots__ = ("state", "ip", "port", "pool", "_hello", "_front", "_client", "_destination", "_leftover", "_began", "_connect_began", "_latency_s",
                  "_tried", "_tries_left", "_is_retry", "_queued", "_lease", "_attempt", "_relay", "_error", "__weakref__")  # fmt: skip
 
     def __init__(
@@ -64,8 +66,12 @@ class Session(Timed):
         port: int,
         destination: tuple[str, int] | None = None,
         leftover: bytes = b"",
+        hello: Hello | None = None,
     ) -> None:
         super().__init__()
+        self.pool = front.pool if hello is None else hello.pool
+        self._hello = hello
+        """What the client's TLS said first, when that chose the pool."""
         self.state = State.WAITING
         self.ip = ip
         self.port = port
@@ -84,7 +90,7 @@ class Session(Timed):
         """A retry of the pool's budget is taken and not given back yet."""
         self._queued: Queued | None = None
         self._lease: Lease | None = None
-        self._attempt: Attempt | None = None
+        self._attempt: Attempt | SslRequest | None = None
         self._relay: Relay | None = None
         self._error: ProxyError | None = None
         """Why the last server could not be reached."""
@@ -103,7 +109,7 @@ class Session(Timed):
     # WAITING
 
     def _ask_pool(self) -> None:
-        pool = self._front.pool
+        pool = self.pool
         answer = pool.acquire(stable_hash(self.ip.encode()), self._tried, self._pool_answers)
         if isinstance(answer, Queued):
             self._queued = answer
@@ -130,7 +136,7 @@ class Session(Timed):
             return
         self._connect_began = front.seconds()
         timeouts = front.timeouts
-        tls = pool.tls
+        tls = self.pool.tls
         begin = connect if tls is None else tls.to(server.address, self._proxy_header(), timeouts.tls_handshake_s)
         self._attempt = begin(
             front.reactor,
@@ -159,7 +165,7 @@ class Session(Timed):
             self._finish(error, outcome, lease.server.address)
 
     def _may_retry(self) -> bool:
-        pool = self._front.pool
+        pool = self.pool
         retry = pool.spec.retry
         if self._tries_left < 0:
             self._tries_left = retry.tries if "connect" in retry.on else 0
@@ -173,9 +179,27 @@ class Session(Timed):
     def _end_retry(self) -> None:
         if self._is_retry:
             self._is_retry = False
-            self._front.pool.retry_done()
+            self.pool.retry_done()
 
     def _connected(self, upstream: Transport) -> None:
+        self._attempt = None
+        if upstream.is_plain:  # with TLS it went before the handshake
+            header = self._proxy_header()
+            if header:
+                upstream.write(header)
+        if self._hello is not None and self._hello.is_postgres:
+            self._attempt = SslRequest(upstream, self._front.wheel, self._front.timeouts.preread_s, self._relay_with, self._connect_failed)
+        else:
+            self._relay_with(upstream)
+
+    def _proxy_header(self) -> bytes:
+        version = self.pool.spec.send_proxy
+        if not version:
+            return b""
+        tlvs = self._hello.tlvs if self._hello is not None else ()
+        return encode(version, (self.ip, self.port), self._destination or self._client.local, tlvs)
+
+    def _relay_with(self, upstream: Transport) -> None:
         self._attempt = None
         self._end_retry()
         front, client, lease = self._front, self._client, self._lease
@@ -183,11 +207,7 @@ class Session(Timed):
         self._latency_s = front.seconds() - self._connect_began
         self._move(State.RELAYING)
         front.wheel.disarm(self)
-        if upstream.is_plain:  # with TLS it went before the handshake
-            header = self._proxy_header()
-            if header:
-                upstream.write(header)
-        front.metrics.tcp_sessions[front.address, front.pool.name, lease.server.address] += 1
+        front.metrics.tcp_sessions[front.address, self.pool.name, lease.server.address] += 1
         timeouts = front.timeouts
         self._relay = relay = Relay(
             client,
@@ -241,7 +261,7 @@ class Session(Timed):
         bytes_in, bytes_out = (relay.bytes_a_to_b, relay.bytes_b_to_a) if relay is not None else (0, 0)
         if not was_relaying and error is not None and error.cause is not Cause.CLIENT:
             front.metrics.rejected[error.reason] += 1
-        front.log(self.ip, server, bytes_in, bytes_out, front.seconds() - self._began, error)
+        front.log(self.ip, server, bytes_in, bytes_out, front.seconds() - self._began, error, self.pool.name)
         front.finished(self)
 
     def _move(self, to: State) -> None:

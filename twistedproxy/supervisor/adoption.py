@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from twistedproxy.config.model import Model, Pool, Server
@@ -31,7 +31,23 @@ def difference(file: Model, running: Model) -> Sequence[Mapping[str, Any]]:
                 if one != other:
                     found.append({"path": f"{path}.{key}", "file": one, "running": other})
         found.extend({"path": f"pools.{name}.{address}", "file": short_form(old), "running": None} for address, old in before.items())
-    return found
+    return [*found, *_of_sites(file, running)]
+
+
+def _of_sites(file: Model, running: Model) -> Iterator[Mapping[str, Any]]:
+    for name, site in running.sites.items():
+        before = file.sites.get(name)
+        if before is None:
+            continue
+        if site.is_in_maintenance != before.maintenance:
+            yield {"path": f"sites.{name}.maintenance", "file": before.maintenance, "running": site.is_in_maintenance}
+        routes = {route.path: route for route in before.all_routes}
+        for route in site.all_routes:
+            old = routes.get(route.path)
+            one = {side.pool: side.weight for side in old.split} if old is not None else None
+            other = {side.pool: side.weight_now for side in route.split}
+            if one is not None and one != other:
+                yield {"path": f"sites.{name}.{route.path}.split", "file": one, "running": other}
 
 
 def _fields(pool: Pool, old: Server, new: Server) -> Sequence[tuple[str, Any, Any]]:
@@ -74,7 +90,27 @@ def edited(text: str, file: Model, running: Model) -> str:
         if servers is None or len(servers) != len(in_file.servers):
             raise ChangeRefused(409, f"pools.{name}.servers is not a plain list in the file; edit it by hand")
         _edit(servers, in_file, pool)
+    for each in _of_sites(file, running):
+        _edit_site(document, each)
     return tomlkit.dumps(document)
+
+
+def _edit_site(document: Any, wanted: Mapping[str, Any]) -> None:
+    """Write one live value of a site where the file has the one it replaces."""
+    for name, table in document.get("sites", {}).items():
+        rest = wanted["path"].removeprefix(f"sites.{name}.")
+        if rest == wanted["path"]:
+            continue
+        if rest == "maintenance":
+            table["maintenance"] = wanted["running"]
+            return
+        key = rest.removesuffix(".split")
+        place = table["rules"][int(key[6:-1])] if key.startswith("rules[") else table.get(key)
+        if place is not None and "split" in place:
+            for pool, weight in wanted["running"].items():
+                place["split"][pool] = weight
+            return
+    raise ChangeRefused(409, f"{wanted['path']} is not written in the file as expected; edit it by hand")
 
 
 def _is_same(server: Server, file: Pool) -> bool:

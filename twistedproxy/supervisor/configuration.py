@@ -9,8 +9,10 @@ from typing import Any
 from twisted.logger import Logger
 
 from twistedproxy.config import loader
+from twistedproxy.config.locate import Lines
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ConfigurationError, Problem
+from twistedproxy.http.trials import broken
 from twistedproxy.supervisor.limits import fit
 
 
@@ -44,7 +46,8 @@ class ConfigurationFile:
 
     def check(self, text: str) -> None:
         """Is this a configuration? It comes from somebody else, so placeholders, which would read our secrets, are refused."""
-        loader.read(text, file=self.path, allow_placeholders=False)
+        loaded = loader.read(text, file=self.path, allow_placeholders=False)
+        self._try(loaded.model, text)
 
     def _fitted(self, loaded: loader.Loaded) -> Configuration:
         fitted = fit(loaded.model, self._descriptor_limit())
@@ -54,7 +57,15 @@ class ConfigurationFile:
             self.log.warn(
                 "the limit of open files allows fewer connections than the default: max_connections is lowered (systemd: LimitNOFILE)"
             )
+        self._try(fitted, loaded.text)
         return Configuration(fitted, loaded.text, loaded.effective)
+
+    def _try(self, model: Model, text: str) -> None:
+        """Run the file's own tests; `ConfigurationError` has the trace of each that fails."""
+        found = broken(model)
+        if found:
+            lines = Lines(text)
+            raise ConfigurationError([Problem(f"tests[{b.index}]", str(b), lines.of(("tests", b.index)), self.path) for b in found])
 
 
 def keep_what_needs_a_restart(old: Model, new: Model) -> tuple[Model, tuple[str, ...]]:

@@ -1,4 +1,7 @@
-"""Prometheus text from the supervisor's totals, at scrape: prometheus-client never counts, it only renders."""
+"""Prometheus text (format 0.0.4) from the supervisor's totals, at scrape.
+
+Written out by hand: the format is a line per number, and a scrape of a thousand servers must not hold up the supervisor.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-
 from twistedproxy.config.control import Snapshot
 from twistedproxy.config.model import Health, Pool
 from twistedproxy.observability.metrics import BUCKETS_S
@@ -18,17 +17,18 @@ from twistedproxy.observability.metrics import BUCKETS_S
 WORKER_STATES = ("starting", "serving", "lagging", "stopping", "gone")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+Metric = str
+"""The lines of one name."""
+
 _BOUNDS = (*(repr(bound) for bound in BUCKETS_S), "+Inf")
 
 
 def render(snapshot: Snapshot, statistics: Mapping[str, Any]) -> bytes:
     """All metrics in the text format 0.0.4; `statistics` as `observability.metrics.merge` gives them."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Totals(snapshot, statistics))
-    return generate_latest(registry)
+    return "".join(_Totals(snapshot, statistics).collect()).encode()
 
 
-class _Totals(Collector):
+class _Totals:
     """One scrape."""
 
     def __init__(self, snapshot: Snapshot, statistics: Mapping[str, Any]) -> None:
@@ -59,12 +59,14 @@ class _Totals(Collector):
         yield _counter("revproxy_rejected", "Requests and connections refused by the proxy itself.", ("reason",), of["rejected"])
 
     def _durations(self) -> Metric:
-        histogram = HistogramMetricFamily(
-            "revproxy_http_request_duration_seconds", "Request head complete to response end.", labels=("site", "pool")
-        )
+        name = "revproxy_http_request_duration_seconds"
+        lines = [_head(name, "Request head complete to response end.", "histogram")]
         for site, pool, buckets, sum_s in self._statistics["durations"]:
-            histogram.add_metric((site, pool), list(zip(_BOUNDS, accumulate(buckets), strict=True)), sum_s)
-        return histogram
+            labels = f'site="{_escaped(site)}",pool="{_escaped(pool)}"'
+            counts = list(accumulate(buckets))
+            lines += [f'{name}_bucket{{{labels},le="{bound}"}} {count}\n' for bound, count in zip(_BOUNDS, counts, strict=True)]
+            lines.append(f"{name}_count{{{labels}}} {counts[-1]}\n{name}_sum{{{labels}}} {sum_s}\n")
+        return "".join(lines)
 
     def _servers(self) -> Iterator[Metric]:
         pools: Iterable[Pool] = self._snapshot.model.pools.values()
@@ -86,7 +88,12 @@ class _Totals(Collector):
 
     def _process(self) -> Iterator[Metric]:
         snapshot = self._snapshot
+        ends = [(user, view.source, view.not_after) for view in snapshot.certificates for user in view.used_by]
+        text = "When the certificate ends, seconds since the epoch."
+        yield _gauge("revproxy_certificate_expiry_timestamp_seconds", text, ("site", "source"), ends)
         yield _gauge("revproxy_config_revision", "Revision of the configuration in force.", (), [(snapshot.revision,)])
+        reloads = self._statistics.get("config_reloads", ())
+        yield _counter("revproxy_config_reloads", "Reloads of the configuration file.", ("result",), reloads)
         states = Counter(worker.state for worker in snapshot.workers)
         counted = [(state, states[state]) for state in WORKER_STATES]
         yield _gauge("revproxy_workers", "Worker processes by state.", ("state",), counted)
@@ -97,17 +104,26 @@ class _Totals(Collector):
 
 
 def _counter(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Metric:
-    """A counter; each row holds the labels' values, then the count. The client appends ``_total`` to the name."""
-    return _filled(CounterMetricFamily(name, text, labels=labels), rows)
+    """A counter, its name without the ``_total``; each row holds the labels' values, then the count."""
+    return _lines(f"{name}_total", text, "counter", labels, rows)
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Metric:
-    return _filled(GaugeMetricFamily(name, text, labels=labels), rows)
+    return _lines(name, text, "gauge", labels, rows)
 
 
-def _filled(family: Any, rows: Iterable[Iterable[Any]]) -> Metric:
-    for row in rows:
-        *labels, value = row
-        family.add_metric([str(label) for label in labels], value)
-    metric: Metric = family
-    return metric
+def _lines(name: str, text: str, kind: str, labels: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Metric:
+    form = name + ("{" + ",".join(f'{label}="%s"' for label in labels) + "}" if labels else "") + " %s\n"
+    return _head(name, text, kind) + "".join([form % tuple(map(_escaped, row)) for row in rows])
+
+
+def _head(name: str, text: str, kind: str) -> str:
+    return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
+
+
+def _escaped(value: object) -> str:
+    """For the inside of a label's quotes; numbers come out as they are."""
+    text = str(value)
+    if "\\" in text or '"' in text or "\n" in text:
+        return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return text

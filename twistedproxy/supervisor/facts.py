@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twistedproxy.config import changes
-from twistedproxy.config.changes import Ejected, HealthSeen, Observation, RowAssigned
+from twistedproxy.config.changes import CertificateRead, ChallengeSet, Ejected, HealthSeen, Observation, RowAssigned
 from twistedproxy.config.model import Address, Model
 
 ServerKey = tuple[str, str]
@@ -24,7 +24,14 @@ class Facts:
 
     def put(self, observation: Observation) -> Observation | None:
         """Remember it; returns what it replaces."""
-        key = (changes.kind_of(observation), observation.pool, observation.server)
+        if isinstance(observation, CertificateRead):
+            key = (changes.kind_of(observation), f"{observation.cert}\n{observation.key}", "")
+        elif isinstance(observation, ChallengeSet):
+            key = (changes.kind_of(observation), observation.token, "")
+            if not observation.answer:
+                return self._latest.pop(key, None)
+        else:
+            key = (changes.kind_of(observation), observation.pool, observation.server)
         before = self._latest.get(key)
         self._latest[key] = observation
         return before
@@ -33,6 +40,10 @@ class Facts:
         """Forget servers that are gone; what is known of whole pools stays."""
         wanted = set(servers)
         self._latest = {key: fact for key, fact in self._latest.items() if not key[2] or key[1:] in wanted}
+
+    def forget_certificate(self, cert: str, key: str) -> None:
+        """Nobody uses it any more."""
+        self._latest.pop(("certificate_read", f"{cert}\n{key}", ""), None)
 
     def plain(self) -> list[dict[str, Any]]:
         """All of them, for a worker that starts."""

@@ -21,6 +21,7 @@ CHECK_S = 0.25
 STALL_S = 1.0
 """A check that comes this much too late means that we stood still, not the workers."""
 COLLECT_S = 1.0
+ASK_S = 2.0
 CRASH_LIVED_S = 10.0
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 10.0
@@ -308,6 +309,32 @@ class Fleet:
     def statistics(self) -> dict[str, Any]:
         """Totals over the living and the gone; counters never run backwards."""
         return merge([self._gone, *(w.statistics for w in self._workers.values() if w.statistics is not None)])
+
+    def ask(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]:
+        """What every living worker answers, within 2 s; those that do not are left out."""
+        answers: list[Any] = []
+        done: Deferred[list[Any]] = Deferred()
+        waiting = [worker.ask(asked) for worker in self.workers if worker.state in (State.SERVING, State.LAGGING)]
+        left = len(waiting)
+
+        def finish() -> None:
+            if limit.active():
+                limit.cancel()
+            if not done.called:
+                done.callback(list(answers))
+
+        def answered(answer: Any) -> None:
+            nonlocal left
+            left -= 1
+            if answer is not None:
+                answers.append(answer)
+            if not left:
+                finish()
+
+        limit = self._reactor.callLater(ASK_S if waiting else 0, finish)
+        for each in waiting:
+            each.addCallback(answered)
+        return done
 
     def collect(self) -> Deferred[None]:
         """Ask everybody for fresh statistics; fires after 1 s at the latest."""

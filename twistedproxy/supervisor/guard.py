@@ -83,7 +83,7 @@ def sample(statistics: Mapping[str, Any]) -> Sample:
     requests = errors = 0
     for row in statistics["requests"]:
         requests += row[-1]
-        if str(row[3]) >= "500":
+        if int(row[3]) >= 500:
             errors += row[-1]
     buckets = [0] * (len(BUCKETS_S) + 1)
     for row in statistics["durations"]:

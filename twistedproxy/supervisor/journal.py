@@ -20,7 +20,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
@@ -124,7 +124,6 @@ class Journal:
         self._first = 0
         self._text: str | None = None
         self._records: deque[Record] = deque(maxlen=KEPT_ENTRIES)
-        self._confirmed: set[int] = set()
         self._overrides = Overrides()
         self._configured = Model()
         self._file = -1
@@ -166,9 +165,10 @@ class Journal:
         self._records.extend(self._before(parsed.first) if parsed.first else ())
         for record in parsed.records:
             if record.undoes is not None:
-                records.mark_undone(self._records, record)
+                records.settle(self._records, record.undoes, record.entry.revision)
             self._records.append(record)
-        self._confirmed |= parsed.confirmed
+        for revision in parsed.confirmed:
+            records.settle(self._records, revision)
         self._overrides = overrides_in(parsed, parsed.revision)
         if parsed.texts:
             self._text = parsed.texts[max(parsed.texts)]
@@ -182,7 +182,6 @@ class Journal:
             except (OSError, Corrupt) as e:
                 self.log.warn("{path}: older changes are not listed: {why}", path=path, why=str(e))
                 return ()
-            self._confirmed |= parsed.confirmed
             return [record for record in parsed.records if record.entry.revision <= first]
         return ()
 
@@ -253,7 +252,7 @@ class Journal:
         return [record for record in self._records if record.entry.revision > revision]
 
     def unconfirmed(self) -> Sequence[Entry]:
-        return [e for e in self.entries() if e.confirm_by and e.undone_by is None and e.revision not in self._confirmed]
+        return [entry for entry in self.entries() if entry.confirm_by is not None]
 
     def configuration_at(self, revision: int) -> tuple[str, Overrides] | None:
         text, overrides = None, None
@@ -287,10 +286,7 @@ class Journal:
     async def confirm(self, revision: int, by: str) -> None:
         """Take the deadline off a change."""
         await self._durable(records.dump({"confirm": revision, "at": self._now(), "by": by}), f"the confirmation of {revision}")
-        self._confirmed.add(revision)
-        for index, record in enumerate(self._records):
-            if record.entry.revision == revision:
-                self._records[index] = replace(record, entry=replace(record.entry, confirm_by=None))
+        records.settle(self._records, revision)
 
     async def _durable(self, line: bytes, what: str) -> None:
         def write() -> None:
@@ -326,7 +322,7 @@ class Journal:
         """It is durable: from now on it counts."""
         self.revision = record.entry.revision
         if record.undoes is not None:
-            records.mark_undone(self._records, record)
+            records.settle(self._records, record.undoes, self.revision)
         self._records.append(record)
         self._overrides.drop(record.superseded)
         self._overrides.add(record.overrides)

@@ -22,6 +22,7 @@ from twistedproxy.config.changes import Change, ReplaceConfig
 from twistedproxy.config.control import Applied, Entry, Preview, Terms
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
+from twistedproxy.http.trials import broken
 from twistedproxy.supervisor import adoption
 from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile, keep_what_needs_a_restart
 from twistedproxy.supervisor.guard import Guard
@@ -128,6 +129,8 @@ class Operations:
     async def _change(self, change: Change, terms: Terms, note: Note) -> tuple[Applied, Deferred[tuple[int, list[int]]] | None]:
         before = self._plane.model
         model = changes.apply(before, change)
+        if model.sites is not before.sites and (found := broken(model)):
+            raise ConfigurationError([Problem(f"tests[{each.index}]", str(each)) for each in found])
         if terms.is_preview:
             described = (changes.describe(before, change),)
             return self._previewed(model, described, change), None

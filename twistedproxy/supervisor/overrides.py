@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from twistedproxy.config import changes, plain
+from twistedproxy.config import changes, plain, site_changes
 from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, ReplaceConfig, SetMaxConnections, SetState, SetWeight
 from twistedproxy.config.model import Address, AdminState, Model, Server
+from twistedproxy.config.site_changes import SetMaintenance, SetSplit
 from twistedproxy.errors import ChangeRefused
 
-FIELDS = ("presence", "weight", "state", "max_connections")
-"""In the order in which they are laid over a server; ``presence`` is the server itself, None when it is not there."""
+FIELDS = ("presence", "weight", "state", "max_connections", *site_changes.FIELDS)
+"""Of a server, or (the last ones, with the site as `pool` and the path as `server`) of a site. In the order in which they are laid over a server; ``presence`` is the server itself, None when it is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,9 @@ class Superseded:
 
     def __str__(self) -> str:
         o = self.override
+        if o.field in site_changes.FIELDS:
+            where = f"{o.field} of site {o.pool} {o.server}".rstrip()
+            return f"{where}: was set live to {o.value!r} over {o.base!r}, the file now says {self.file_says!r}"
         return (
             f"{o.field} of {o.server} in pool {o.pool}: was set live to {o.value!r} over {o.base!r}, the file now says {self.file_says!r}"
         )
@@ -72,6 +76,9 @@ def overrides_of(configured: Model, change: Change) -> tuple[Override, ...]:
         return tuple(o for part in change.changes for o in overrides_of(configured, part))
     if isinstance(change, ReplaceConfig):
         return ()
+    if isinstance(change, SetMaintenance | SetSplit):
+        path, field, wanted = site_changes.value_of(change)
+        return (Override(change.site, Address(path), field, file_says(configured, change.site, path, field), wanted),)
     value: Any
     if isinstance(change, AddServer):
         address, name, value = change.server.address, "presence", plain.encode(change.server)
@@ -88,6 +95,8 @@ def overrides_of(configured: Model, change: Change) -> tuple[Override, ...]:
 
 def file_says(configured: Model, pool: str, address: str, name: str) -> Any:
     """The file's own value of one field of one server."""
+    if name in site_changes.FIELDS:
+        return site_changes.file_says(configured, pool, address, name)
     known = configured.pools.get(pool)
     server = known.server(address) if known else None
     if server is None or name == "state":
@@ -144,7 +153,7 @@ class Overrides:
                     continue
                 says = file_says(configured, override.pool, override.server, field)
                 is_overtaken = says != override.base
-                in_file = file_says(configured, override.pool, override.server, "presence") is not None
+                in_file = is_in_file(configured, override)
                 if is_overtaken and (in_file or field == "presence"):
                     if says is not None or field == "max_connections":
                         superseded.append(Superseded(override, says))
@@ -154,6 +163,13 @@ class Overrides:
                 except ChangeRefused:
                     continue  # its server or pool is absent: it waits
         return model, tuple(superseded)
+
+
+def is_in_file(configured: Model, override: Override) -> bool:
+    """Is the server or site itself there?"""
+    if override.field in site_changes.FIELDS:
+        return override.pool in configured.sites
+    return file_says(configured, override.pool, override.server, "presence") is not None
 
 
 def _lay(model: Model, override: Override) -> Model:
@@ -169,6 +185,8 @@ def _change(override: Override) -> Change:
         return SetWeight(pool, server, plain.decode(int, value))
     if override.field == "state":
         return SetState(pool, server, AdminState(value))
+    if override.field in site_changes.FIELDS:
+        return site_changes.change_from(pool, server, override.field, value)
     if override.field == "max_connections":
         return SetMaxConnections(pool, server, plain.decode(int, value))
     return RemoveServer(pool, server) if value is None else AddServer(pool, plain.decode(Server, value))

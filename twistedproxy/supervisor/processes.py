@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from twisted.internet import error
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import ProcessProtocol, ServerFactory, connectionDone
 from twisted.logger import Logger
@@ -294,6 +294,8 @@ class Worker(ProcessProtocol):
                 self.kill("it refused the configuration")
             return
         self._reached(answer["revision"])
+        if self.state in (State.STOPPING, State.GONE):
+            return  # by whoever waited for this
         if self.revision < self._world.revision:
             self._configure()
             return
@@ -357,6 +359,14 @@ class Worker(ProcessProtocol):
     def collect(self) -> Deferred[Any]:
         """Fires when fresh statistics have come."""
         return self._call(commands.Collect)
+
+    def ask(self, asked: Mapping[str, Any]) -> Deferred[Any]:
+        """The worker's answer; None when there is none."""
+        if self._channel is None or not self._knows_model:
+            return succeed(None)
+        channel = self._channel
+        answer = self._call(commands.Ask, transfer=channel.send_value(asked))
+        return answer.addCallback(lambda said: None if said is None else channel.take_value(said["transfer"]))
 
     def reopen_logs(self) -> None:
         if self._knows_model:

@@ -93,21 +93,22 @@ def _take(parsed: Parsed, line: Mapping[str, Any], is_first: bool) -> None:
         parsed.texts[_integer(line["revision"])] = line["config"]
     elif "confirm" in line:
         parsed.confirmed.add(_integer(line["confirm"]))
+        settle(parsed.records, line["confirm"])
     else:
         record, text = _record(line, parsed.revision)
         parsed.revision = record.entry.revision
         if text is not None:
             parsed.texts[parsed.revision] = text
         if record.undoes is not None:
-            mark_undone(parsed.records, record)
+            settle(parsed.records, record.undoes, parsed.revision)
         parsed.records.append(record)
 
 
-def mark_undone(records: Any, by: Record) -> None:
-    """Note in the record that `by` takes back that it was."""
+def settle(records: Any, revision: int, undone_by: int | None = None) -> None:
+    """Note in the record of `revision` that it is confirmed, or undone: either way it does not wait any more."""
     for index, record in enumerate(records):
-        if record.entry.revision == by.undoes:
-            records[index] = replace(record, entry=replace(record.entry, undone_by=by.entry.revision))
+        if record.entry.revision == revision:
+            records[index] = replace(record, entry=replace(record.entry, undone_by=undone_by, confirm_by=None))
 
 
 def _integer(value: Any) -> int:

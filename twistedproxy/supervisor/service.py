@@ -8,9 +8,10 @@ How it works
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -19,9 +20,10 @@ from twisted.logger import Logger, LogLevel
 
 from twistedproxy.config import changes, plain
 from twistedproxy.config.changes import Change, Ejected, HealthSeen, Observation, Resolved
-from twistedproxy.config.control import Applied, Entry, Event, Snapshot, Terms, WorkerView
+from twistedproxy.config.control import Applied, CertificateView, Entry, Event, Snapshot, Terms, WorkerView
 from twistedproxy.config.model import Health, Model
 from twistedproxy.errors import Problem
+from twistedproxy.supervisor.certificates import CertificateFiles
 from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile
 from twistedproxy.supervisor.facts import Facts, Rows, server_keys
 from twistedproxy.supervisor.fleet import Columns, Fleet, ListeningSockets
@@ -30,7 +32,12 @@ from twistedproxy.supervisor.nursery import Nursery
 from twistedproxy.supervisor.operations import Operations
 from twistedproxy.supervisor.passive import PassiveFailures
 from twistedproxy.supervisor.processes import State, Worker
+from twistedproxy.supervisor.questions import Questions
+from twistedproxy.supervisor.shifts import Shifts
 from twistedproxy.supervisor.sockets import Staged, Wanted
+
+if TYPE_CHECKING:
+    from twistedproxy.supervisor.acme import AutomaticCertificates
 
 STATS_S = 1.0
 
@@ -141,11 +148,19 @@ class Supervisor(Service):
             on_failures=self._saw_failures,
             nursery=nursery,
         )
+        self.questions = Questions(self, wall)
+        self.shifts = Shifts(self, wall, os.path.join(self.model.state_dir, "shifts.json") if self.model.state_dir else "")
+        self.explainers: Callable[[], Sequence[str]] = lambda: ()
+        """Digests of the tokens that may ask for the trace of a live request."""
         self.operations = Operations(reactor, self, journal, wall, file, current, in_thread)
         self._loop = LoopingCall(self._each_second)
         self._loop.clock = reactor
         for row in rows.update(self.model):
             self._facts.put(row)
+        self._certificates = CertificateFiles(reactor, self._observe, self._certificate_changed, wall)
+        self._certificates.update(self.model)
+        self._automatic: AutomaticCertificates | None = None
+        self._follow_automatic()
 
     # Life
 
@@ -168,6 +183,9 @@ class Supervisor(Service):
         self.operations.stop()
         self._checks.stop()
         self._names.stop()
+        self._certificates.stop()
+        if self._automatic is not None:
+            self._automatic.stop()
         timeouts = self.model.timeouts
         limit = max(timeouts.drain_http_s, timeouts.drain_tcp_s)
         open_now = sum(worker.connections for worker in self._fleet.workers)
@@ -229,6 +247,18 @@ class Supervisor(Service):
     async def adopt(self, terms: Terms) -> tuple[str, Applied | None]:
         return await _shield(self.operations.adopt(terms))
 
+    async def ask(self, what: str, arguments: Mapping[str, Any]) -> Any:
+        if what == "shifts":
+            return {"shifts": [shift.shown() for shift in self.shifts.all()]}
+        if what == "start_shift":
+            return (await self.shifts.start(arguments, arguments["by"])).shown()
+        if what == "stop_shift":
+            return (await self.shifts.stop(arguments["id"], arguments["by"], arguments["back"])).shown()
+        return await self.questions.answer(what, arguments)
+
+    def ask_workers(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]:
+        return self._fleet.ask(asked)
+
     # Plane: what operations act on
 
     def stage(self, wanted: Sequence[Wanted], slots: int) -> Staged | list[Problem]:
@@ -260,6 +290,9 @@ class Supervisor(Service):
 
     def commit(self, model: Model, revision: int, change: Mapping[str, Any] | None) -> Deferred[tuple[int, list[int]]]:
         self.model, self.revision = model, revision
+        for names in self._certificates.update(model):  # the workers get these together with the model
+            self._facts.forget_certificate(*names)
+        self._follow_automatic()
         acks = self._fleet.reach(revision, change)
         self._model_changed()
         return acks
@@ -291,6 +324,7 @@ class Supervisor(Service):
             health=self._facts.health,
             ejected=self._facts.ejected(self._reactor.seconds()),
             addresses=self._sockets.addresses,
+            certificates=self._certificates.views + (self._automatic.views if self._automatic is not None else ()),
             effective=self.operations.effective,
             is_ready=self.is_ready,
         )
@@ -322,6 +356,7 @@ class Supervisor(Service):
         return unsubscribe
 
     def publish(self, kind: str, data: Mapping[str, Any]) -> None:
+        self.questions.saw(kind, data)
         for observer in tuple(self._observers):
             try:
                 observer(Event(kind, data))
@@ -336,6 +371,7 @@ class Supervisor(Service):
             "revision": self.revision,
             "observations": self._facts.plain(),
             "slot": slot,
+            "explainers": list(self.explainers()),
             "slots": self._slots,
             "listeners": [list(pair) for pair in self._sockets.kinds],
         }
@@ -371,6 +407,18 @@ class Supervisor(Service):
             pool=seen.pool, server=seen.server, health=seen.health.value, reason=seen.reason,
         )  # fmt: skip
         self.publish("health", {**plain.encode(seen), "ejected": (seen.pool, seen.server) in self._facts.ejected(self._reactor.seconds())})
+
+    def _follow_automatic(self) -> None:
+        if self._automatic is None and any(site.tls and site.tls.source == "auto" for site in self.model.sites.values()):
+            from twistedproxy.supervisor.acme import AutomaticCertificates  # noqa: PLC0415 - cryptography
+
+            self._automatic = AutomaticCertificates(self._reactor, self._observe, self._observe, self._certificate_changed, self._wall)
+        if self._automatic is not None:
+            for names in self._automatic.update(self.model):
+                self._facts.forget_certificate(*names)
+
+    def _certificate_changed(self, view: CertificateView) -> None:
+        self.publish("certificate", plain.encode(view))
 
     def _saw_addresses(self, resolved: Resolved) -> None:
         self._observe(resolved)
@@ -408,6 +456,7 @@ class Supervisor(Service):
 
     def _each_second(self) -> None:
         self.operations.each_second()
+        self.shifts.look()
         if not self._observers:
             return
         totals = self.statistics()

@@ -62,7 +62,10 @@ class _Bound:
 
 
 def wanted_listeners(model: Model) -> list[Wanted]:
-    http = [Wanted(item.address, "http", f"listen.http[{n}]", item.mode) for n, item in enumerate(model.http)]
+    plain = [item for item in model.http if not item.is_tls]
+    secure = [item for item in model.http if item.is_tls]
+    http = [Wanted(item.address, "http", f"listen.http[{n}]", item.mode) for n, item in enumerate(plain)]
+    http += [Wanted(item.address, "https", f"listen.https[{n}]", item.mode) for n, item in enumerate(secure)]
     return http + [Wanted(item.address, "tcp", f'tcp."{item.address}"', item.mode) for item in model.tcp]
 
 
@@ -250,11 +253,17 @@ class Sockets:
 
 
 def bind_plain(address: Address, key: str, backlog: int = 64) -> tuple[socket.socket | None, Problem | None]:
-    """One ordinary listening TCP socket, for the admin side."""
+    """One ordinary listening socket, for the admin side; a unix socket's file is for this user alone, whatever the umask."""
     item = Wanted(address, "admin", key)
     target = _resolve(address)
+    is_unix = target.family == socket.AF_UNIX
+    if is_unix and (obstacle := _clear_path(item, target.host)) is not None:
+        return None, obstacle
     each = _tcp_socket(target)
     try:
+        if is_unix:
+            # Linux gives the file the mode of the unbound socket, so that there is no moment in which others may open it.
+            os.fchmod(each.fileno(), 0o600)
         each.bind(target.sockaddr)
         each.listen(backlog)
     except OSError as e:

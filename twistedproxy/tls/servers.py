@@ -60,8 +60,8 @@ class ServerTlsUse:
             self._context.set_verify(SSL.VERIFY_PEER, _note_problem)
         self._sessions: dict[str, Any] = {}
 
-    def connection(self, sock: socket.socket, address: str) -> SSL.Connection:
-        """The beginning of a handshake with the server at `address`, on a connected socket."""
+    def connection(self, sock: socket.socket | None, address: str) -> SSL.Connection:
+        """The beginning of a handshake with the server at `address`, on a connected socket (None: in memory)."""
         tls = SSL.Connection(self._context, sock)
         tls.set_app_data([])
         name = self._name(address)

@@ -62,6 +62,7 @@ class SupervisorLink(commands.Channel):
             value = self.take_value(transfer)
             model = plain.decode(Model, value["model"])
             observations = [changes.from_plain(seen) for seen in value.get("observations", ())]
+            self.worker.answers.digests = frozenset(value.get("explainers", ()))
             self.worker.configure(model, value["revision"], observations, value.get("slots", 1))
         except Exception as e:
             _log.failure("the configuration could not be taken over")
@@ -108,6 +109,14 @@ class SupervisorLink(commands.Channel):
     def _collect(self) -> dict[str, Any]:
         self.worker.collect()
         return {}
+
+    @commands.Ask.responder
+    def _ask(self, transfer: int) -> dict[str, Any]:
+        try:
+            answer = self.worker.answers.answer(self.take_value(transfer))
+        except Exception as e:
+            raise NotDone(f"{type(e).__name__}: {e}") from e
+        return {"transfer": self.send_value(answer)}
 
     @commands.ReopenLogs.responder
     def _reopen(self) -> dict[str, Any]:

@@ -21,18 +21,21 @@ from twisted.logger import Logger
 
 from twistedproxy.clock import TICK_S, Wheel
 from twistedproxy.config import changes
-from twistedproxy.config.model import AdminState, Endpoint, HttpListener, Model, endpoint
+from twistedproxy.config.model import AdminState, Endpoint, HttpListener, Model, SiteTls, endpoint
 from twistedproxy.config.model import Pool as PoolSpec
 from twistedproxy.errors import Drained
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.front import HttpFront
+from twistedproxy.http.mirror import Mirrors
 from twistedproxy.http.plain_sites import plain_sites
 from twistedproxy.http.routes import Router
+from twistedproxy.http.stories import Stories
 from twistedproxy.net.sparse import SparseLog
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
 from twistedproxy.stream.front import StreamFront
+from twistedproxy.worker.answers import Answers
 from twistedproxy.worker.places import Front, ListenerSpec, Place, share
 
 if TYPE_CHECKING:
@@ -80,6 +83,11 @@ class Worker:
         self.places: dict[str, Place] = {}
         self._leaving: list[Front] = []
         """Fronts that were replaced or removed and still hold connections."""
+        self._no_pool = Pool(PoolSpec(""), seconds=self._seconds, wheel=self.wheel, random=self._random)
+        """Where routes lead that answer by themselves."""
+        self._stories = Stories()
+        self._mirrors = Mirrors(lambda name: self.pools.get(name), self.metrics.mirrors)
+        self.answers = Answers(self, self._stories, self._mirrors)
         self._router: Router[Destination] = Router((), self._destination)
         self._plain_router = self._router
         """The same for listeners without TLS, where some sites only redirect."""
@@ -149,15 +157,16 @@ class Worker:
 
     def _configure_routes(self, model: Model) -> None:
         # A destination copies values of its pool (retries, keep-alive, balance), so these count here as well as the sites.
-        pools = {name: (pool.balance, pool.retry, pool.keepalive, pool.send_proxy) for name, pool in model.pools.items()}
+        pools = {name: (pool.balance, pool.retry, pool.keepalive, pool.send_proxy, pool.sticky) for name, pool in model.pools.items()}
+        sticky = model.sticky_pools
         https = [endpoint(listener.address) for listener in model.http if listener.is_tls]
         https_port = next((place.port for place in https if place.family != socket.AF_UNIX), 0)
         facts = (model.sites, model.timeouts, pools, https_port, dict(self._challenges))
         if facts == self._routed:
             return
-        self._router = self._plain_router = Router(model.sites.values(), self._destination)
+        self._router = self._plain_router = Router(model.sites.values(), self._destination, sticky)
         if any(site.tls for site in model.sites.values()):
-            self._plain_router = Router(plain_sites(model.sites.values(), https_port, self._challenges), self._destination)
+            self._plain_router = Router(plain_sites(model.sites.values(), https_port, self._challenges), self._destination, sticky)
         for place in self.places.values():
             if isinstance(place.front, HttpFront):
                 place.front.router = self._router if isinstance(place.spec, HttpListener) and place.spec.is_tls else self._plain_router
@@ -165,7 +174,7 @@ class Worker:
         self._routed = facts
 
     def _destination(self, site: Any, route: Any) -> Destination:
-        return Destination(site, route, self.pools[route.pool], self.metrics)
+        return Destination(site, route, self.pools[route.pool] if route.pool else self._no_pool, self.metrics)
 
     def _configure_places(self, specs: Iterable[ListenerSpec]) -> None:
         wanted = {spec.address: spec for spec in specs}
@@ -217,6 +226,8 @@ class Worker:
             "access_log": self._access_log,
             "on_closed": on_closed,
         }
+        if isinstance(spec, HttpListener):
+            common |= {"mirrors": self._mirrors, "stories": self._stories, "explainer": self.answers.explain}
         if isinstance(spec, HttpListener) and spec.is_tls:
             from twistedproxy.http.tls_front import HttpsFront  # noqa: PLC0415 - OpenSSL
 
@@ -224,7 +235,16 @@ class Worker:
             return HttpsFront(spec, self._router, timeouts=self.model.timeouts, certificates=self._tls.sites, **common)
         if isinstance(spec, HttpListener):
             return HttpFront(spec, self._plain_router, timeouts=self.model.timeouts, **common)
+        if spec.tls is not None or spec.sni:
+            from twistedproxy.stream.tls_front import TlsStreamFront  # noqa: PLC0415 - OpenSSL
+
+            return TlsStreamFront(spec, self.pools, context=self._context_of(spec.tls), **common)
         return StreamFront(spec, self.pools[spec.pool], **common)
+
+    def _context_of(self, tls: SiteTls | None) -> Callable[[], Any] | None:
+        """How a listener that ends TLS gets its certificate of the moment; None for one that does not."""
+        parts = self._tls
+        return None if tls is None or parts is None else lambda: parts.listener(tls)
 
     def _retire(self, front: Front) -> None:
         front.drain()
@@ -263,6 +283,8 @@ class Worker:
             if spec is not before.pools.get(name):
                 self._configure_pool(spec)
         self._mind_maintenance()
+        if model.sites is not before.sites:
+            self._configure_routes(model)
         self.revision = revision
 
     def _mind_maintenance(self) -> None:

@@ -7,11 +7,11 @@ import { Chart } from "./charts.js";
 import { duration, milliseconds, number } from "./figures.js";
 import { Icon, Pool } from "./pools.js";
 import { Proposal, send } from "./proposal.js";
-import { Sites } from "./sites.js";
+import { Shifts, Sites } from "./sites.js";
 import { Proxy } from "./state.js";
 
 const RELOAD = "/api/v1/config/reload";
-const SPOKEN_MS = 4000;
+const SPOKEN_MS = 5000;
 
 function App() {
   const [isIn, enter] = useState(Boolean(token.get()));
@@ -79,7 +79,7 @@ function Dashboard({ leave }) {
     setProposal((before) => {
       // Moving the slider further is still the same change: seen at the same revision, for the same reason.
       const goesOn = before && before.keepFocus && wanted.keepFocus && before.path === wanted.path;
-      const kept = goesOn ? before : { id: (before?.id ?? 0) + 1, etag: now.etag, reason: "", confirmWithin: "" };
+      const kept = goesOn ? before : { id: (before?.id ?? 0) + 1, etag: now.etag, reason: "", confirmWithin: "", abortIf: "" };
       return { ...kept, message: "", isConflict: false, isSending: false, now: false, ...wanted };
     });
   };
@@ -88,7 +88,8 @@ function Dashboard({ leave }) {
     try {
       const answer = await send(proposal, proposal.etag);
       const { acked, total } = answer.workers ?? {};
-      speak(`Done: revision ${answer.revision}${total === undefined ? "" : `, in force in ${acked} of ${total} workers`}.`);
+      const notes = [...(answer.superseded ?? []), ...(answer.notes ?? [])].map((note) => ` ${note}.`);
+      speak(`Done: revision ${answer.revision}${total === undefined ? "" : `, in force in ${acked} of ${total} workers`}.${notes.join("")}`);
       await now.refresh();
       close();
     } catch (e) {
@@ -122,18 +123,20 @@ function Dashboard({ leave }) {
         </div>
         <div class="side">
           <${Changes} changes=${now.changes} offers=${now.offers} propose=${propose} />
-          ${now.sites && html`<${Sites} sites=${now.sites} offers=${now.offers} propose=${propose} />`}
+          ${now.sites && html`<${Sites} sites=${now.sites} offers=${now.offers} exposure=${now.exposure} pending=${proposal} propose=${propose} />`}
+          ${now.shifts.length > 0 && html`<${Shifts} shifts=${now.shifts} offers=${now.offers} propose=${propose} />`}
+          ${now.status?.certificates?.length > 0 && html`<${Certificates} certificates=${now.status.certificates} />`}
           ${now.status && html`<${Workers} status=${now.status} traffic=${now.traffic} />`}
           ${now.status && html`<${Listeners} status=${now.status} stats=${now.stats} traffic=${now.traffic} />`}
         </div>
       </div>
     </main>
-    <p class="sr" role="status" aria-live="polite">${spoken}</p>
+    <p class="toast" role="status" aria-live="polite">${spoken}</p>
     ${proposal && html`<${Proposal} proposal=${proposal} offers=${now.offers} update=${update} apply=${apply} cancel=${close} />`}
   </div>`;
 }
 
-// What a screen reader shall say next; cleared so that the same words can be said again.
+// What just happened, shown for a moment and read out; cleared so that the same words can be said again.
 function useSpeech() {
   const [text, set] = useState("");
   const timer = useRef();
@@ -235,6 +238,24 @@ function Listeners({ status, stats, traffic }) {
           <td class="right number">${number(traffic.rate(`listener ${l.address}`), 1)}</td></tr>`,
       )}</tbody>
     </table>
+  </section>`;
+}
+
+// The first to end comes first.
+function Certificates({ certificates }) {
+  const inDays = (c) => (Date.parse(c.not_after) - Date.now()) / 86_400_000;
+  const sorted = [...certificates].sort((a, b) => inDays(a) - inDays(b));
+  const tone = (c) => (c.placeholder || inDays(c) < 3 ? "bad" : inDays(c) < 14 ? "warn" : "ok");
+  const end = (c) => (inDays(c) < 0 ? "ended" : inDays(c) < 2 ? `${Math.floor(24 * inDays(c))} hours left` : `${Math.floor(inDays(c))} days left`);
+  return html`<section class="card" aria-labelledby="certificates">
+    <header><h2 id="certificates">Certificates</h2></header>
+    <ul class="certificates">
+      ${sorted.map(
+        (c) => html`<li key=${`${c.source} ${c.used_by}`}>
+          <span><span class="address">${c.used_by.join(", ") || c.names.join(", ")}</span> <span class="muted">${c.placeholder ? "placeholder, not signed yet" : c.issuer}</span></span>
+          <span class=${tone(c)} title=${c.not_after}><${Icon} tone=${tone(c)} /> ${end(c)}</span></li>`,
+      )}
+    </ul>
   </section>`;
 }
 

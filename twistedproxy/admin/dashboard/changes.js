@@ -22,6 +22,7 @@ function written(value) {
 // The parts of a change as [what, before, after].
 export function inParts(change) {
   if (change.kind === "batch") return (change.changes ?? []).flatMap(inParts);
+  if (change.kind === "replace_config") return [["configuration file reloaded"]];
   const where = [change.server ?? change.site, change.pool && `in ${change.pool}`, change.path].filter(Boolean).join(" ");
   if (change.kind === "add_server") return [[`${where} added`]];
   if (change.kind === "remove_server") return [[`${where} removed`]];

@@ -5,14 +5,15 @@ import { Refused, ask } from "./api.js";
 import { percent } from "./figures.js";
 
 const PREVIEW_AFTER_MS = 250;
-const WAITS = [["", "keep it"], ["1m", "1 minute"], ["5m", "5 minutes"], ["15m", "15 minutes"]];
+const WAITS = [["", "– (stays)"], ["1m", "within 1 minute"], ["5m", "within 5 minutes"], ["15m", "within 15 minutes"]];
 
-// Sends the change; `done(answer)` or `failed(Refused)`.
+// Sends the change; gives the proxy's answer or throws Refused.
 export async function send(proposal, etag) {
-  const { method, path, reason, confirmWithin, now } = proposal;
+  const { method, path, reason, confirmWithin, abortIf, now } = proposal;
   const body = { ...proposal.body };
   if (reason.trim()) body.reason = reason.trim();
   if (confirmWithin) body.confirm_within = confirmWithin;
+  if (abortIf.trim()) body.abort_if = abortIf.trim();
   return (await ask(method, now ? `${path}?now=1` : path, { body, etag })).data;
 }
 
@@ -48,10 +49,13 @@ export function Proposal({ proposal, offers, update, apply, cancel }) {
     <div class="fields">
       <label class="wide">Reason, for the journal
         <input ref=${reason} id="reason" maxlength="500" autocomplete="off" value=${proposal.reason} onInput=${(e) => update({ reason: e.currentTarget.value })} /></label>
-      ${takes("confirm_within") && html`<label>Undo unless confirmed
+      ${takes("confirm_within") && html`<label>Undone unless confirmed
         <select value=${proposal.confirmWithin} onChange=${(e) => update({ confirmWithin: e.currentTarget.value })}>
-          ${WAITS.map(([value, label]) => html`<option value=${value}>${value ? `within ${label}` : label}</option>`)}
+          ${WAITS.map(([value, label]) => html`<option value=${value}>${label}</option>`)}
         </select></label>`}
+      ${takes("abort_if") && html`<label>Undone if
+        <input class="guard" placeholder="errors > 1% or p95 > +20%" maxlength="200" autocomplete="off" spellcheck="false" value=${proposal.abortIf}
+          onInput=${(e) => update({ abortIf: e.currentTarget.value })} /></label>`}
       ${form === "remove" && html`<label class="tick"><input type="checkbox" checked=${proposal.now} onChange=${(e) => update({ now: e.currentTarget.checked })} />
         Cut what is open at once</label>`}
       <div class="buttons">
@@ -94,6 +98,7 @@ function Preview({ preview }) {
   const { shares = [], closing } = preview;
   return html`<p class="preview" role="status">
     ${shares.map((s) => html`<span><span class="address">${s.server}</span> ${percent(s.before)} → <b>${percent(s.after)}</b></span>`)}
+    ${shares.length === 0 && html`<span class="muted">No share of traffic changes</span>`}
     ${closing !== undefined && html`<span class=${closing ? "warn" : "muted"}>closes ${closing ? `${closing} open sessions` : "nothing that is open"}</span>`}
   </p>`;
 }

@@ -1,34 +1,107 @@
-// Sites: their maintenance switch and the splits of their routes.
+// Sites: their maintenance switch, the splits of their routes, and the shifts that move a split step by step.
 
 import { html } from "./vendor/htm-preact.js";
+import { ago, percent } from "./figures.js";
 
 const SITE = "/api/v1/sites/{site}";
+const SHIFT = "/api/v1/shifts/{id}";
 
-export function Sites({ sites, offers, propose }) {
-  const canSwitch = offers.has("PATCH", SITE) && offers.takes("PATCH", SITE, "maintenance");
-  const turn = (site) => (event) =>
-    propose({
-      title: `Maintenance of ${site.name}: ${site.maintenance ? "off" : "on"}`,
-      text: site.maintenance ? "Everybody is served again." : "Everybody gets 503 with Retry-After, but for the networks of maintenance_allow.",
-      method: "PATCH",
-      path: SITE.replace("{site}", encodeURIComponent(site.name)),
-      operation: ["PATCH", SITE],
-      body: { maintenance: !site.maintenance },
-      apply: site.maintenance ? "End maintenance" : "Begin maintenance",
-      origin: event.currentTarget,
-    });
+export function Sites({ sites, offers, exposure, pending, propose }) {
   return html`<section class="card" aria-labelledby="sites">
     <header><h2 id="sites">Sites</h2></header>
     <ul class="sites">
-      ${sites.map(
-        (site) => html`<li key=${site.name}>
-          <span class="address">${site.name}</span>
-          ${site.maintenance && !canSwitch && html`<span class="badge warn">maintenance</span>`}
-          ${canSwitch &&
-          html`<button type="button" class="switch" role="switch" aria-checked=${String(Boolean(site.maintenance))} aria-label=${`Maintenance of ${site.name}`} onClick=${turn(site)}>
-            <i></i><span>${site.maintenance ? "maintenance" : "serving"}</span></button>`}
-        </li>`,
-      )}
+      ${sites.map((site) => html`<${Site} key=${site.name} site=${site} offers=${offers} exposure=${exposure} pending=${pending} propose=${propose} />`)}
+    </ul>
+  </section>`;
+}
+
+function Site({ site, offers, exposure, pending, propose }) {
+  const path = SITE.replace("{site}", encodeURIComponent(site.name));
+  const isOn = Boolean(site.maintenance);
+  const turn = (event) =>
+    propose({
+      title: `Maintenance of ${site.name}: ${isOn ? "off" : "on"}`,
+      text: isOn ? "Everybody is served again." : "Everybody gets 503 with Retry-After, but for the networks of maintenance_allow.",
+      method: "PATCH",
+      path,
+      operation: ["PATCH", SITE],
+      body: { maintenance: !isOn },
+      apply: isOn ? "End maintenance" : "Begin maintenance",
+      origin: event.currentTarget,
+    });
+  const splits = (site.routes ?? []).filter((route) => route.split?.length);
+  return html`<li>
+    <div class="site">
+      <span class="address">${site.name}</span>
+      ${offers.takes("PATCH", SITE, "maintenance") &&
+      html`<button type="button" class="switch" role="switch" aria-checked=${String(isOn)} aria-label=${`Maintenance of ${site.name}`} onClick=${turn}>
+        <span>${isOn ? "maintenance" : "serving"}</span><i></i></button>`}
+    </div>
+    ${splits.map((route) => html`<${Split} key=${route.path} site=${site} route=${route} path=${path} exposure=${exposure} pending=${pending} propose=${propose} />`)}
+  </li>`;
+}
+
+function Split({ site, route, path, exposure, pending, propose }) {
+  const wish = pending?.path === path && pending.body.split?.path === route.path ? pending.body.split.weights : null;
+  const now = Object.fromEntries(route.split.map((side) => [side.pool, side.weight.effective]));
+  const weights = { ...now, ...wish };
+  const sum = Object.values(weights).reduce((all, n) => all + n, 0);
+  const set = (pool) => (event) => {
+    const weight = Number.parseInt(event.currentTarget.value, 10);
+    if (Number.isNaN(weight)) return;
+    const wanted = { ...weights, [pool]: Math.max(0, weight) };
+    const written = (all) => Object.entries(all).map(([name, n]) => `${name} ${n}`).join(", ");
+    propose({
+      title: `Split of ${site.name} ${route.path}: ${written(now)} → ${written(wanted)}`,
+      method: "PATCH",
+      path,
+      operation: ["PATCH", SITE],
+      body: { split: { path: route.path, weights: wanted } },
+      origin: event.currentTarget,
+      keepFocus: true,
+    });
+  };
+  return html`<div class=${`split ${wish ? "pending" : ""}`} role="group" aria-label=${`Split of ${site.name} ${route.path}`}>
+    <p class="muted">${route.path}</p>
+    ${route.split.map((side) => {
+      const share = sum ? weights[side.pool] / sum : 0;
+      const got = exposure(site.name, route.path, side.pool);
+      return html`<div class="side-of-split" key=${side.pool}>
+        <span class="address">${side.pool}</span>
+        <span class=${`share ${wish ? "changing" : ""}`} role="img" aria-label=${`${side.pool}: ${got === null ? "no traffic" : percent(got)} now, ${percent(share)} by weight`}>
+          <span class="words" aria-hidden="true"><b>${percent(got)}</b> <span class="muted">of ${percent(share)}</span></span>
+          <span class="bar" aria-hidden="true"><i class="got" style=${{ width: `${100 * (got ?? 0)}%` }}></i><i class="mark" style=${{ left: `${100 * share}%` }}></i></span>
+        </span>
+        <input type="number" min="0" value=${weights[side.pool]} onInput=${set(side.pool)} data-step aria-label=${`Weight of ${side.pool} in the split of ${site.name} ${route.path}`} />
+      </div>`;
+    })}
+  </div>`;
+}
+
+export function Shifts({ shifts, offers, propose }) {
+  const stop = (shift) => (event) =>
+    propose({
+      title: `Stop shift ${shift.id}: ${shift.from} → ${shift.to}`,
+      text: "The traffic goes back to where it was when the shift began.",
+      method: "DELETE",
+      path: SHIFT.replace("{id}", encodeURIComponent(shift.id)),
+      operation: ["DELETE", SHIFT],
+      body: {},
+      apply: "Stop and go back",
+      isGrave: true,
+      origin: event.currentTarget,
+    });
+  return html`<section class="card" aria-labelledby="shifts">
+    <header><h2 id="shifts">Shifts</h2></header>
+    <ul class="shifts">
+      ${shifts.slice(-5).reverse().map((shift) => {
+        const done = shift.steps.length ? Math.min(shift.steps.length, (shift.step ?? -1) + 1) : 0;
+        return html`<li key=${shift.id}>
+          <div><p><span class="address">${shift.from}</span> → <span class="address">${shift.to}</span> <b>${shift.steps[done - 1] ?? 0} %</b></p>
+            <p class="muted">${shift.state}, step ${done} of ${shift.steps.length}${shift.by ? ` · ${shift.by}` : ""}${shift.began ? ` · ${ago(shift.began)}` : ""}</p></div>
+          ${shift.state === "running" && offers.has("DELETE", SHIFT) && html`<button type="button" class="quiet" onClick=${stop(shift)}>Stop<span class="sr"> shift ${shift.id}</span></button>`}
+        </li>`;
+      })}
     </ul>
   </section>`;
 }

@@ -6,6 +6,8 @@ import { inOneLine } from "./changes.js";
 
 const REFRESH_MS = 5000;
 const SITES = "/api/v1/sites";
+const SHIFTS = "/api/v1/shifts";
+const EXPOSURE_MS = 10_000;
 
 export class Proxy {
   constructor(changed, refused, announce) {
@@ -19,6 +21,8 @@ export class Proxy {
     this.pools = null;
     this.status = null;
     this.sites = null;
+    this.shifts = [];
+    this.splits = [];
     this.changes = [];
     this.stats = null;
     this.etag = null;
@@ -77,13 +81,15 @@ export class Proxy {
   async #load() {
     try {
       const wanted = ["/api/v1/status", "/api/v1/changes", "/api/v1/pools"].map((path) => ask("GET", path));
-      if (this.offers.has("GET", SITES)) wanted.push(ask("GET", SITES));
-      const [status, changes, pools, sites] = await Promise.all(wanted);
+      for (const path of [SITES, SHIFTS]) wanted.push(this.offers.has("GET", path) ? ask("GET", path) : null);
+      const [status, changes, pools, sites, shifts] = await Promise.all(wanted);
       this.status = status.data;
       this.changes = changes.data.changes;
       this.pools = pools.data.pools;
       this.etag = pools.etag;
       this.sites = sites ? sites.data.sites : null;
+      this.shifts = shifts?.data.shifts ?? [];
+      this.#countSplits();
       this.failure = "";
       this.changed();
     } catch (e) {
@@ -122,6 +128,35 @@ export class Proxy {
     }
     if (this.status) Object.assign(this.status, { workers: stats.workers, uptime_seconds: stats.uptime_seconds });
   }
+
+  // How often each side of a split was taken, remembered for some seconds.
+  #countSplits() {
+    const counts = new Map();
+    for (const site of this.sites ?? []) {
+      for (const route of site.routes ?? []) {
+        for (const side of route.split ?? []) counts.set(JSON.stringify([site.name, route.path, side.pool]), side.requests);
+      }
+    }
+    if (!counts.size) return;
+    const at = Date.now();
+    this.splits.push({ at, counts });
+    while (this.splits.length > 2 && at - this.splits[1].at > EXPOSURE_MS) this.splits.shift();
+  }
+
+  // The part of a split's traffic that this side got in the last seconds; null without traffic.
+  exposure = (site, path, pool) => {
+    const [first, last] = [this.splits[0], this.splits.at(-1)];
+    if (!first || first === last) return null;
+    let [mine, all] = [0, 0];
+    for (const [key, count] of last.counts) {
+      const [ofSite, ofPath, ofPool] = JSON.parse(key);
+      if (ofSite !== site || ofPath !== path) continue;
+      const grown = Math.max(0, count - (first.counts.get(key) ?? 0));
+      all += grown;
+      if (ofPool === pool) mine += grown;
+    }
+    return all ? mine / all : null;
+  };
 
   liveOf(pool) {
     return this.stats?.pools?.find((p) => p.name === pool);

@@ -1,0 +1,124 @@
+"""How commands find the daemon and say what it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy import daemon
+from twistedproxy.cli import cli
+from twistedproxy.daemon import Failed, Options
+
+
+class Daemon:
+    """Answers every request with what a test put there, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, Any]] = []
+        self.asked: list[tuple[str, str, Any]] = []
+        outer = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                outer.asked.append((self.command, self.path, json.loads(sent) if sent else None))
+                status, body = outer.answers.pop(0)
+                text = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            do_GET = do_POST = do_PATCH = do_DELETE = answer
+
+            def log_message(self, *args: object) -> None:
+                """Silence."""
+
+        self.server = HTTPServer(("127.0.0.1", 0), Answer)
+        self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+APPLIED = {"revision": 7, "workers": {"total": 2, "acked": 2, "lagging": []}}
+
+
+class Commands(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.token = Path(directory.name, "token")
+        self.token.write_text("secret\n")
+        self.daemon = Daemon()
+        self.addCleanup(self.daemon.server.server_close)
+        self.addCleanup(self.daemon.server.shutdown)
+
+    def run_command(self, *arguments: str, answers: list[tuple[int, Any]], text: str | None = None) -> Any:
+        self.daemon.answers = answers
+        return CliRunner().invoke(cli, ["--admin", self.daemon.address, "--token-file", str(self.token), *arguments], input=text)
+
+    def test_conditions_go_with_the_change(self) -> None:
+        """`--confirm-within`, `--abort-if`, `--preview` and `--reason` are not lost on the way."""
+        result = self.run_command(
+            "weight", "web", "10.0.0.1:80", "5", "--confirm-within", "10m", "--abort-if", "errors > 1%", "--reason", "why",
+            answers=[(200, APPLIED | {"confirm_by": "2026-11-21T18:00:00Z"})],
+        )  # fmt: skip
+        self.assertEqual(result.exit_code, 0, result.output)
+        self.assertIn("revproxy confirm 7", result.output)
+        body = {"weight": 5, "reason": "why", "confirm_within": "10m", "abort_if": "errors > 1%"}
+        self.assertEqual(self.daemon.asked, [("PATCH", "/api/v1/pools/web/servers/10.0.0.1:80", body)])
+
+    def test_a_preview_says_that_nothing_was_changed(self) -> None:
+        preview = {"changes": [], "shares": [{"pool": "web", "server": "10.0.0.1:80", "before": 1.0, "after": 0.25}], "closing": 3}
+        result = self.run_command("drain", "web", "10.0.0.1:80", "--preview", answers=[(200, APPLIED | {"preview": preview})])
+        self.assertEqual(self.daemon.asked[0][1], "/api/v1/pools/web/servers/10.0.0.1:80?preview=1")
+        for words in ("nothing was changed", "100.0% → 25.0%", "3 open sessions"):
+            self.assertIn(words, result.output)
+
+    def test_a_refused_reload_prints_every_problem(self) -> None:
+        """Like `check`: FILE:LINE: path: message, and exit 1."""
+        problems = [{"file": "x.toml", "line": 3, "path": "pools", "message": "bad"}, {"file": "x.toml", "line": 4, "path": "", "message": "worse"}]
+        result = self.run_command("reload", answers=[(400, {"title": "Bad Request", "detail": "refused", "problems": problems})])
+        self.assertEqual(result.exit_code, 1)
+        self.assertIn("x.toml:3: pools: bad\nx.toml:4: worse", result.output)
+
+    def test_a_reload_tells_what_the_file_has_overtaken(self) -> None:
+        result = self.run_command("reload", answers=[(200, APPLIED | {"superseded": ["weight of a"], "notes": ["restart"]})])
+        self.assertIn("overtaken by the file: weight of a\nnote: restart", result.output)
+
+    def test_adopt_shows_the_edit_before_it_asks(self) -> None:
+        """Nothing is written without a yes."""
+        result = self.run_command("adopt", answers=[(200, {"edit": "-3\n+5\n"})], text="n\n")
+        self.assertEqual((result.exit_code, len(self.daemon.asked)), (1, 1))
+        self.assertIn("-3\n+5", result.output)
+        result = self.run_command("adopt", answers=[(200, {"edit": "-3\n+5\n"}), (200, {"edit": "", "applied": APPLIED})], text="y\n")
+        self.assertEqual(result.exit_code, 0, result.output)
+        self.assertEqual([path for _, path, _ in self.daemon.asked[1:]], ["/api/v1/config/adopt?preview=1", "/api/v1/config/adopt"])
+
+    def test_diff_exits_1_when_there_is_a_difference(self) -> None:
+        found = [{"path": "pools.web.a.weight", "file": 3, "running": 5}]
+        self.assertEqual(self.run_command("diff", answers=[(200, {"differences": found})]).exit_code, 1)
+        self.assertEqual(self.run_command("diff", answers=[(200, {"differences": []})]).exit_code, 0)
+
+    def test_undo_and_confirm(self) -> None:
+        self.assertIn("revision 3 undone: revision 7", self.run_command("undo", "3", answers=[(200, APPLIED)]).output)
+        self.assertIn("revision 3 stays", self.run_command("confirm", "3", answers=[(200, {"revision": 3})]).output)
+        self.assertEqual([path for _, path, _ in self.daemon.asked], ["/api/v1/changes/3/undo", "/api/v1/changes/3/confirm"])
+
+
+class Finding(SynchronousTestCase):
+    def test_without_a_daemon_it_says_where_it_looked(self) -> None:
+        self.patch(os, "environ", {})
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(directory.name)
+        error = self.assertRaises(Failed, daemon.find_socket, Options())
+        self.assertIn("--state DIR", error.message)

@@ -1,0 +1,224 @@
+"""Certificates for ``tls = "auto"``: made when there is none, renewed in time, kept in the state directory.
+
+How it works
+    Each such site has one file, ``acme/SITE.pem``: its key, then its chain, mode 0600, replaced at once. At start it is read; where
+    it is missing or has ended, a self-signed placeholder is shown meanwhile, so that the port is never dead, and the log says so.
+
+    A certificate is renewed at two thirds of its life, a little earlier or later by chance, or when the authority suggests it. One order
+    at a time, in a thread, for the whole machine. After a failure the next try waits a minute, then twice as long each time, up to
+    six hours. A site whose names have changed is ordered anew; the old certificate serves until then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.x509.oid import NameOID
+from twisted.logger import Logger
+
+from twistedproxy.config import pem
+from twistedproxy.config.changes import CertificateRead, ChallengeSet
+from twistedproxy.config.control import CertificateView
+from twistedproxy.config.model import Acme, Model
+from twistedproxy.supervisor.acme_client import Issued, NotIssued, new_key, order, write_secret
+
+FIRST_RETRY_S = 60.0
+LAST_RETRY_S = 6 * 3600.0
+SOON_S = 1.0
+"""The first order waits until the listeners are there."""
+LOOK_S = 3600.0
+"""How often at least the clock is looked at: a suspended machine's timers run late."""
+PLACEHOLDER_DAYS = 7
+Order = Callable[[Acme, str, Sequence[str], Callable[[str, str], None]], Issued]
+
+
+@dataclass(slots=True)
+class _Site:
+    name: str
+    hosts: tuple[str, ...]
+    due: float = 0.0
+    """Wall clock."""
+    retry_s: float = FIRST_RETRY_S
+    view: CertificateView | None = None
+
+
+class AutomaticCertificates:
+    """`on_read` and `on_challenge` hear of what workers must know, `on_change` of new certificates for people."""
+
+    log = Logger(namespace="twistedproxy.supervisor.acme")
+
+    def __init__(
+        self,
+        reactor: Any,
+        on_read: Callable[[CertificateRead], object],
+        on_challenge: Callable[[ChallengeSet], object],
+        on_change: Callable[[CertificateView], None] = lambda view: None,
+        wall: Callable[[], float] = time.time,
+        order: Order = order,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._reactor = reactor
+        self._on_read = on_read
+        self._on_challenge = on_challenge
+        self._on_change = on_change
+        self._wall = wall
+        self._order = order
+        self._draw = draw
+        self._sites: dict[str, _Site] = {}
+        self._settings = Acme()
+        self._directory = ""
+        self._timer: Any = None
+        self._in_hand: str | None = None
+        self._is_stopped = False
+
+    @property
+    def views(self) -> tuple[CertificateView, ...]:
+        return tuple(site.view for site in self._sites.values() if site.view is not None)
+
+    def update(self, model: Model) -> list[tuple[str, str]]:
+        """Follow `model`; returns, as the workers know them, the certificates that nobody uses any more."""
+        self._settings = model.certificates.acme
+        self._directory = os.path.join(model.state_dir, "acme")
+        wanted = {site.name: site.hosts for site in model.sites.values() if site.tls is not None and site.tls.source == "auto"}
+        gone = [name for name in self._sites if name not in wanted]
+        for name in gone:
+            del self._sites[name]
+        for name, hosts in wanted.items():
+            site = self._sites.get(name)
+            if site is None or site.hosts != hosts:
+                self._sites[name] = self._known(name, hosts)
+        self._schedule()
+        return [("auto", name) for name in gone]
+
+    def stop(self) -> None:
+        """Nothing is ordered any more; an order in hand ends with the process."""
+        self._is_stopped = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self._directory, f"{name}.pem")
+
+    def _account_file(self) -> str:
+        return os.path.join(self._directory, f"account-{hashlib.sha256(self._settings.directory.encode()).hexdigest()[:16]}.key")
+
+    def _known(self, name: str, hosts: tuple[str, ...]) -> _Site:
+        """A site with what the state directory has for it, or a placeholder."""
+        site = _Site(name, hosts)
+        now = self._wall()
+        try:
+            content = pem.read(self._file(name))
+            chain = pem.certificates(content)
+            pem.judge_chain(chain, now)
+            pem.judge_pair(chain, content)
+        except pem.BadPem as e:
+            is_new = not os.path.exists(self._file(name))
+            self.log.warn(
+                "site {site}: {why}; a self-signed placeholder is shown until {directory} has made one for {hosts}",
+                site=name, why="no certificate yet" if is_new else f"the certificate in the state directory {e}",
+                directory=self._settings.directory, hosts=", ".join(hosts),
+            )  # fmt: skip
+            chain_pem, key = _placeholder(hosts, now)
+            self._use(site, chain_pem, key, is_placeholder=True)
+            return site
+        covered = all(pem.covers(pem.names_of(chain[0]), host) for host in hosts)
+        self._use(site, content, content)
+        site.due = self._renewal(site) if covered else 0.0
+        return site
+
+    def _use(self, site: _Site, chain: bytes, key: bytes, is_placeholder: bool = False) -> None:
+        facts = pem.facts(pem.certificates(chain)[0])
+        site.view = CertificateView((site.name,), "auto", facts.names, facts.not_before, facts.not_after, facts.issuer, is_placeholder)
+        certificates = b"".join(c.public_bytes(Encoding.PEM) for c in pem.certificates(chain))
+        self._on_read(CertificateRead("auto", site.name, certificates.decode(), key.decode()))
+
+    def _renewal(self, site: _Site) -> float:
+        """Two thirds of its life, up to a thirtieth earlier, so that many do not come at once."""
+        view = site.view
+        assert view is not None
+        life = view.not_after - view.not_before
+        return view.not_before + life * (2 / 3 - self._draw() / 30)
+
+    # Ordering
+
+    def _schedule(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._is_stopped or self._in_hand is not None or not self._sites:
+            return
+        wait = min(site.due for site in self._sites.values()) - self._wall()
+        self._timer = self._reactor.callLater(min(max(wait, SOON_S), LOOK_S), self._next)
+
+    def _next(self) -> None:
+        site = min(self._sites.values(), key=lambda site: site.due, default=None)
+        if site is None or site.due > self._wall() or self._is_stopped:
+            self._schedule()
+            return
+        self._in_hand = site.name
+        arguments = (self._settings, self._account_file(), site.hosts)
+        threading.Thread(target=self._work, args=(site, *arguments), name="acme", daemon=True).start()
+
+    def _work(self, site: _Site, settings: Acme, account_file: str, hosts: tuple[str, ...]) -> None:
+        """In the thread."""
+
+        def publish(token: str, answer: str) -> None:
+            self._reactor.callFromThread(self._on_challenge, ChallengeSet(token, answer))
+
+        try:
+            issued: Issued | Exception = self._order(settings, account_file, hosts, publish)
+        except Exception as e:
+            issued = e
+        self._reactor.callFromThread(self._ordered, site, issued)
+
+    def _ordered(self, site: _Site, issued: Issued | Exception) -> None:
+        self._in_hand = None
+        if isinstance(issued, Issued) and self._sites.get(site.name) is site:
+            try:
+                write_secret(self._file(site.name), issued.key + issued.chain)
+            except OSError as e:
+                self.log.error("site {site}: its new certificate cannot be stored: {why}", site=site.name, why=e.strerror)
+            self._use(site, issued.chain, issued.key)
+            site.retry_s = FIRST_RETRY_S
+            site.due = min(self._renewal(site), issued.renew_at or float("inf"))
+            assert site.view is not None
+            self.log.info(
+                "site {site}: new certificate for {hosts}, good until {until}, renewed on {due}",
+                site=site.name, hosts=", ".join(site.hosts), until=_day(site.view.not_after), due=_day(site.due),
+            )  # fmt: skip
+            self._on_change(site.view)
+        elif isinstance(issued, Exception):
+            why = str(issued) if isinstance(issued, NotIssued) else f"{type(issued).__name__}: {issued}"
+            wait = site.retry_s * (0.9 + 0.2 * self._draw())
+            site.retry_s = min(site.retry_s * 2, LAST_RETRY_S)
+            site.due = self._wall() + wait
+            self.log.error("site {site}: no certificate: {why}. Next try in {wait:.0f} s", site=site.name, why=why, wait=wait)
+        self._schedule()
+
+
+def _placeholder(hosts: Sequence[str], now: float) -> tuple[bytes, bytes]:
+    """A self-signed pair that nobody trusts, so that nobody mistakes it."""
+    key_pem = new_key()
+    key: Any = load_pem_private_key(key_pem, None)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "placeholder until the authority has answered")])
+    begin = datetime.fromtimestamp(now, UTC) - timedelta(hours=1)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(begin).not_valid_after(begin + timedelta(days=PLACEHOLDER_DAYS))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False).sign(key, SHA256())
+    )  # fmt: skip
+    return certificate.public_bytes(Encoding.PEM), key_pem
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
