@@ -1,8 +1,9 @@
 # make run   try the demo          make test   everything a change must pass       make lint   ruff and mypy
 # make test-full   the same tests with their long forms (1 GB bodies, a million requests)
+# make soak   ten minutes of mixed traffic with faults at random (SECONDS=60, SEED=N to replay)
 # APT=0 make test   never installs Debian packages        PYTHON=python3.13 make run   picks the interpreter
 .DEFAULT_GOAL := run
-.PHONY: run test test-full lint bench bench-quick clean native-notice
+.PHONY: run test test-full soak lint bench bench-quick clean native-notice
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -21,6 +22,9 @@ test: .venv/test.stamp
 test-full: .venv/test.stamp
 	@sh .ci/debian-packages </dev/null
 	FULL=1 $(PY) -m pytest -rs $(TESTS) </dev/null
+
+soak: .venv/test.stamp
+	$(PY) tests/soak/soak.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/test.stamp
 	$(PY) -m ruff check .

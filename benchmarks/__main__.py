@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from benchmarks import database, load, machine, report
+from benchmarks import database, handshakes, load, machine, report
+from benchmarks.handshakes import NAMES
 from benchmarks.load import BROWSER_FIELDS, Answered
 from benchmarks.peers import PEERS, Origin, Peer
 
@@ -56,6 +58,8 @@ class Result:
 
 HTTP = ("twistedproxy", "nginx", "haproxy", "envoy", "caddy")
 TCP = ("twistedproxy", "nginx", "haproxy", "envoy")
+TLS = ("twistedproxy", "nginx", "haproxy", "caddy")
+HOST = {"Host": NAMES[0]}
 
 
 def _get(path: str, connections: int = 64, fields: dict[str, str] | None = None, is_tcp: bool = False) -> Load:
@@ -64,6 +68,14 @@ def _get(path: str, connections: int = 64, fields: dict[str, str] | None = None,
         return load.wrk(f"http://127.0.0.1:{port}{path}", seconds, connections, fields or {})
 
     return run
+
+
+def _get_tls(path: str, connections: int = 64, fields: dict[str, str] | None = None) -> Load:
+    return lambda peer, seconds: load.wrk(f"https://127.0.0.1:{peer.tls_port}{path}", seconds, connections, fields or {})
+
+
+def _handshakes(name: str, is_resumed: bool = False) -> Load:
+    return lambda peer, seconds: handshakes.load(peer.tls_port, name, seconds, is_resumed)
 
 
 def _post(script: Path) -> Load:
@@ -88,6 +100,11 @@ def scenarios(directory: Path) -> list[Scenario]:
         Scenario("connect", "new connection per request", _get("/small", fields={"Connection": "close"}), HTTP),
         Scenario("l4", "L4, small exchanges", _get("/small", is_tcp=True), TCP),
         Scenario("l4-1m", "L4, 1 MB", _get("/1m", 8, is_tcp=True), TCP),
+        Scenario("tls", "TLS, small GET, 11 fields", _get_tls("/small", fields=BROWSER_FIELDS | HOST), TLS),
+        Scenario("tls-1m", "TLS, 1 MB answers", _get_tls("/1m", 8, fields=HOST), TLS),
+        Scenario("tls-ecdsa", "TLS, full handshakes, ECDSA P-256", _handshakes(NAMES[0]), TLS),
+        Scenario("tls-rsa", "TLS, full handshakes, RSA-2048", _handshakes(NAMES[1]), TLS),
+        Scenario("tls-resumed", "TLS, resumed handshakes", _handshakes(NAMES[0], is_resumed=True), TLS),
         Scenario("latency", "2,000 requests/s", _fixed_rate(directory / "h2load.log"), (*HTTP, "origin"), 4.0),
     ]
 
@@ -131,15 +148,19 @@ def check_equal(peers: dict[str, Peer]) -> None:
 
 
 def idle_memory(peers: dict[str, Peer], count: int) -> dict[str, dict[str, float]]:
-    """Bytes of PSS per idle connection: HTTP keep-alive, and L4 sessions."""
+    """Bytes of PSS per idle connection: HTTP keep-alive, L4 sessions, and HTTP keep-alive over TLS."""
     table: dict[str, dict[str, float]] = {}
     for name, peer in peers.items():
         if name in ("origin", "twisted.web.proxy"):
             continue
         row = table[name] = {}
-        for kind in ("http", "tcp") if peer.speaks_tcp else ("http",):
+        kinds = ["http"] + ["tcp"] * peer.speaks_tcp + ["tls"] * (name in TLS)
+        for kind in kinds:
             before = machine.pss_bytes(peer.pids())
-            connections = load.open_idle(peer.http_port if kind == "http" else peer.tcp_port, count)
+            if kind == "tls":
+                connections: list[Any] = handshakes.open_idle(peer.tls_port, count)
+            else:
+                connections = load.open_idle(peer.http_port if kind == "http" else peer.tcp_port, count)
             time.sleep(0.5)
             row[kind] = (machine.pss_bytes(peer.pids()) - before) / count
             for connection in connections:

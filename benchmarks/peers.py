@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.handshakes import NAMES, make_certificates
 from benchmarks.machine import family
 
 MANY = 1_000_000
@@ -50,6 +51,7 @@ class Peer:
         self.workers = workers
         self.http_port = free_port()
         self.tcp_port = free_port()
+        self.tls_port = free_port()
         self.log = self.directory / "output.log"
 
     def write(self, name: str, text: str) -> str:
@@ -58,7 +60,7 @@ class Peer:
         return str(path)
 
     def command(self) -> list[str]:
-        """Write the configuration; what to run."""
+        """Write the configuration; what to run. Certificates lie beside it (`handshakes.make_certificates`)."""
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
@@ -70,6 +72,7 @@ class Peer:
         raise NotImplementedError
 
     def start(self) -> None:
+        make_certificates(self.directory)
         command = self.command()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -118,6 +121,7 @@ class Ours(Peer):
 count = {self.workers}
 [listen]
 http = [{{ address = "127.0.0.1:{self.http_port}", requests_per_connection = {MANY} }}]
+https = [{{ address = "127.0.0.1:{self.tls_port}", requests_per_connection = {MANY} }}]
 [admin]
 listen = false
 [pools.web]
@@ -127,6 +131,14 @@ max_connections = 10000
 servers = ["127.0.0.1:{self.tcp_origin}"]
 max_connections = 10000
 [sites."*"]
+"/" = "web"
+[sites."ecdsa.example"]
+tls = {{ cert = "ecdsa.example.pem", key = "ecdsa.example.key" }}
+redirect_http = false
+"/" = "web"
+[sites."rsa.example"]
+tls = {{ cert = "rsa.example.pem", key = "rsa.example.key" }}
+redirect_http = false
 "/" = "web"
 [tcp."127.0.0.1:{self.tcp_port}"]
 pool = "tcp"
@@ -155,6 +167,17 @@ class Nginx(Peer):
 
     def command(self) -> list[str]:
         modules = "/usr/lib/nginx/modules/ngx_stream_module.so"
+        location = f"""
+    location / {{
+      proxy_pass http://web; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host;
+      proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Forwarded-Port $server_port; proxy_set_header X-Request-Id $request_id;
+    }}"""
+        secure = "".join(
+            f"server {{ listen 127.0.0.1:{self.tls_port} ssl{options}; server_name {name};"
+            f" ssl_certificate {self.directory}/{name}.pem; ssl_certificate_key {self.directory}/{name}.key; {location} }}\n"
+            for name, options in zip(NAMES, (" backlog=4096 reuseport", ""), strict=True)
+        )
         config = f"""
 {f"load_module {modules};" if os.path.exists(modules) else ""}
 worker_processes {self.workers}; daemon off; pid {self.directory}/pid; error_log {self.directory}/error.log; worker_rlimit_nofile 20000;
@@ -165,13 +188,10 @@ http {{
   keepalive_requests {MANY};
   upstream web {{ server 127.0.0.1:{self.origin}; keepalive 64; keepalive_requests {MANY}; }}
   server {{
-    listen 127.0.0.1:{self.http_port} backlog=4096 reuseport;
-    location / {{
-      proxy_pass http://web; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host;
-      proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Forwarded-Port $server_port; proxy_set_header X-Request-Id $request_id;
-    }}
+    listen 127.0.0.1:{self.http_port} backlog=4096 reuseport; {location}
   }}
+  ssl_protocols TLSv1.2 TLSv1.3;
+  {secure}
 }}
 stream {{ server {{ listen 127.0.0.1:{self.tcp_port}; proxy_pass 127.0.0.1:{self.tcp_origin}; }} }}
 """
@@ -199,6 +219,7 @@ defaults
 frontend http
     mode http
     bind 127.0.0.1:{self.http_port}
+    bind 127.0.0.1:{self.tls_port} ssl crt {self.directory}/ecdsa.example.both crt {self.directory}/rsa.example.both alpn http/1.1
     option httplog
     option forwardfor
     http-request set-header X-Forwarded-Proto http
@@ -289,6 +310,10 @@ class Caddy(Peer):
 {{
   admin off
   auto_https off
+  default_sni ecdsa.example
+  servers {{
+    protocols h1
+  }}
 }}
 http://127.0.0.1:{self.http_port}, http://localhost:{self.http_port} {{
   bind 127.0.0.1
@@ -297,7 +322,19 @@ http://127.0.0.1:{self.http_port}, http://localhost:{self.http_port} {{
   }}
   reverse_proxy 127.0.0.1:{self.origin}
 }}
+""" + "".join(
+            f"""
+https://{name}:{self.tls_port} {{
+  bind 127.0.0.1
+  tls {self.directory}/{name}.pem {self.directory}/{name}.key
+  log {{
+    output file {self.directory}/access.log
+  }}
+  reverse_proxy 127.0.0.1:{self.origin}
+}}
 """
+            for name in NAMES
+        )
         return ["caddy", "run", "--adapter", "caddyfile", "--config", self.write("Caddyfile", config)]
 
 

@@ -168,7 +168,7 @@ class WithoutADaemon(SynchronousTestCase):
         for command in ("check", "schema", "status", "pools", "weight", "ready", "drain", "maint", "add", "remove", "changes", "reload", "undo",
                         "confirm", "diff", "adopt"):
             self.assertIn(f"\n  {command} ", result.stdout)
-        for later in ("shift", "purge", "why"):
+        for later in ("purge",):
             self.assertNotIn(f"\n  {later} ", result.stdout)
         code = "import sys, twistedproxy.cli; print([m for m in ('twisted', 'pydantic', 'rich', 'klein') if m in sys.modules])"
         env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -26,7 +26,8 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twistedproxy import cli, top
 from twistedproxy.admin import live, views
 from twistedproxy.admin.api import AdminService
-from twistedproxy.config.model import Health
+from twistedproxy.config import changes
+from twistedproxy.config.model import Address, AdminState, Health
 
 _spec = importlib.util.spec_from_file_location("fakes_admin", Path(__file__).parent / "admin" / "fakes_admin.py")
 fakes: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
@@ -101,6 +102,7 @@ class Screen(SynchronousTestCase):
         """Traffic, servers with share by weight and now, health with reason, and workers; names are shown as they are."""
         control = fakes.FakeControl(fakes.sample_model())
         control.see("web", "127.0.0.1:9002", Health.DOWN, "[red]refused[/]")
+        control.model = changes.apply(control.model, changes.SetState("web", Address("127.0.0.1:9002"), AdminState.DRAIN))
         snapshot = control.snapshot()
         pools = [views.pool(pool, snapshot, control.statistics()) for pool in snapshot.model.pools.values()]
         meter = top.Meter()
@@ -113,6 +115,7 @@ class Screen(SynchronousTestCase):
         self.assertRegex(text, r"100 requests/s +0 % errors +p50 \d.* 7 connections")
         self.assertRegex(text, r"127\.0\.0\.1:9001 +ready +unknown not checked yet +3 +100% +75% +75\.0 +2/256 +1")
         self.assertIn("down [red]refused[/]", text)
+        self.assertRegex(text, r"127\.0\.0\.1:9002 +drain, 1 to finish")
         self.assertRegex(text, r"0 \(4711\) +serving +100\.0 +7 +0\.4 ms")
 
 

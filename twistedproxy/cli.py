@@ -16,6 +16,7 @@ import click
 
 from twistedproxy import __version__
 from twistedproxy.daemon import Failed, Options, ask, change_in_words, count, show_applied, show_json, show_table, stream
+from twistedproxy.traffic import add_commands, failing_tests
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -66,13 +67,15 @@ def cli(**given: Any) -> None:
 @click.argument("file", metavar="FILE")
 @with_options
 def check(file: str, **given: Any) -> None:
-    """Validate FILE; prints every problem as FILE:LINE: path: message."""
+    """Validate FILE and run its tests; prints every problem as FILE:LINE: path: message."""
     from twistedproxy.config import loader
     from twistedproxy.errors import ConfigurationError
 
     options = _options(given)
     try:
         model = loader.load(file)
+        if failing := failing_tests(file, model):
+            raise ConfigurationError(failing)
     except ConfigurationError as e:
         if options.is_json:
             show_json({"problems": [{"file": p.file or file, "line": p.line, "path": p.path, "message": p.message} for p in e.problems]})
@@ -353,6 +356,9 @@ def adopt(yes: bool, **given: Any) -> None:
         show_json(answer)
     else:
         show_applied(options, answer["applied"], "written and reloaded")
+
+
+add_commands(cli, with_options, with_conditions, _options)
 
 
 def main() -> NoReturn:

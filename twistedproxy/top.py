@@ -183,15 +183,17 @@ def _pool_table(pools: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, st
         for server in pool["servers"]:
             rate = of_pool[server["address"]]
             health = "ejected" if server["ejected"] else server["health"]["status"]
+            left = rate.get("connections", server["connections"])
+            state = server["state"] if server["state"] == "ready" else f"{server['state']}, {f'{left} to finish' if left else 'idle'}"
             table.add_row(
                 Text(f"  {server['address']}{' backup' if server['backup'] else ''}"),
-                Text(server["state"], _TONES.get(server["state"], "")),
+                Text(state, _TONES.get(server["state"], "")),
                 Text.assemble((health, _TONES.get(health, "")), (f" {server['health']['reason']}", "dim")),
                 str(server["weight"]["effective"]),
                 f"{server['share']:.0%}",
                 f"{rate.get('per_second', 0.0) / together:.0%}" if together else "–",
                 f"{rate.get('per_second', 0.0):,.1f}",
-                f"{rate.get('connections', server['connections'])}/{server['max_connections']}",
+                f"{left}/{server['max_connections']}",
                 str(rate.get("failures", server["failures"])),
             )
     return table
@@ -224,9 +226,13 @@ class Feed:
                 for event in events(self._connect()):
                     self.events.put(event)
             except Exception as e:  # told to the one who watches; there is nobody else to raise it to
-                why = str(getattr(e, "message", "")) or f"the stream broke: {e}"
+                why = _why(e)
             self.events.put(("gone", why))
             time.sleep(RETRY_S)
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "message", "")) or f"the stream broke: {error}"
 
 
 def print_lines(feed: Feed, updates: int | None) -> str:
@@ -261,7 +267,7 @@ def watch(feed: Feed, pools: Callable[[], Sequence[Mapping[str, Any]]], updates:
             while not feed.events.empty():
                 kind, data = feed.events.get()
                 if kind == "gone":
-                    note, is_new = f"{data}; trying again", bool(meter.history)
+                    note, is_new = f"{str(data).rstrip('.')}; trying again", bool(meter.history)
                 elif kind == "recent":
                     meter.recent(data)
                 elif kind == "stats":
@@ -272,7 +278,10 @@ def watch(feed: Feed, pools: Callable[[], Sequence[Mapping[str, Any]]], updates:
                     is_stale = True
             if is_stale and not note:
                 asked = time.monotonic()
-                known = pools()
+                try:
+                    known = pools()
+                except Exception as e:  # shown instead; the stream says soon enough what is wrong
+                    note, is_new = _why(e), True
             if is_new and meter.history:
                 live.update(screen(meter.figures(), known, meter.history, note), refresh=True)
 

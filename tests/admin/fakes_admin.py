@@ -140,6 +140,10 @@ class FakeControl:
     async def confirm(self, revision: int, by: str) -> None:
         raise ChangeRefused(409, f"revision {revision} does not wait for confirmation")
 
+    async def ask(self, what: str, arguments: Mapping[str, Any]) -> Any:
+        self.asked = (what, dict(arguments))
+        return {"asked": what}
+
     async def configuration_at(self, revision: int) -> Mapping[str, Any]:
         return {"version": revision}
 

@@ -61,7 +61,6 @@ class Identities(SynchronousTestCase):
                 self.tokens.identify(guess)
             self.assertEqual([tuple(map(len, call.args)) for call in compare.call_args_list], [(32, 32)] * 3)
 
-
     def test_AD_01_the_clock_tells_nothing(self) -> None:
         """AD-01: guesses that share much with the token take as long as those that share nothing."""
         taken: dict[bytes, list[int]] = {b"file-but-longer": [], b"xile-but-longer": [], b"fil": [], b"xxx": []}

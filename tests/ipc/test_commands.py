@@ -147,7 +147,7 @@ class WordsTests(SynchronousTestCase):
             words - {b"Command"},
             {
                 b"Chunk", b"Configure", b"AdoptSocket", b"ReturnSocket", b"Apply", b"Observe", b"Collect", b"ReopenLogs", b"Drain",
-                b"Hello", b"Heartbeat", b"Statistics", b"Failures",
+                b"Ask", b"Hello", b"Heartbeat", b"Statistics", b"Failures",
             },
         )  # fmt: skip
 

@@ -67,7 +67,7 @@ class Crowd:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
             length = _LENGTH.search(head)
             body = await reader.readexactly(int(length[1]) if length else 0)
-        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as e:
+        except (TimeoutError, OSError, asyncio.IncompleteReadError) as e:
             self.outcome.broken.append(f"{name}: {type(e).__name__} {e}")
             return
         status = int(head[9:12])

@@ -308,7 +308,7 @@ def request_size(data: bytes) -> int | None:
 
 def without_ours(request: bytes, host: bytes | None = None) -> bytes:
     """A request as a server saw it, less the five fields every forwarded request has; they must be there, once and in order."""
-    head, mark, body = request.partition(b"\r\n\r\n")
+    head, _, body = request.partition(b"\r\n\r\n")
     head += b"\r\n"
     found = _OURS.findall(head)
     if len(found) != 1 or len(_REQUEST_ID.findall(head)) != 1 or (host is not None and found[0] != host):

@@ -479,7 +479,10 @@ class Player:
             if peer.rest or peer.is_over:
                 raise Broken(f"expected silence; unread {peer.rest[:300]!r}, over: {peer.is_over}")
         elif verb == "pours":
-            peer.pour(int(argument))
+            count, _, most = argument.partition(" and at most ")
+            poured = peer.pour(int(count))
+            if most and poured > int(most):
+                raise Broken(f"{poured} bytes were taken, expected at most {most}")
         elif verb == "takes":
             peer.take(int(argument))
         else:

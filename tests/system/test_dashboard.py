@@ -37,7 +37,9 @@ def proxy_under_page(nginx_a, nginx_b) -> Iterator[bed.Proxy]:
     digest = hashlib.sha256(VIEWER.encode()).hexdigest()
     made = bed.Proxy(
         f'[admin.tokens.viewer]\nrole = "view"\nsha256 = "{digest}"\n'
-        f'[pools.web]\nservers = {json.dumps([nginx_a.address, nginx_b.address])}\nhealth = "GET /health"\n[sites."*"]\n"/" = "web"\n',
+        f'[pools.web]\nservers = {json.dumps([nginx_a.address, nginx_b.address])}\nhealth = "GET /health"\n[sites."*"]\n"/" = "web"\n'
+        f"[pools.canary]\nservers = {json.dumps([nginx_b.address])}\n"
+        '[sites."shop.example"]\n"/" = { split = { web = 9, canary = 1 } }\n',
         workers=2,
     )
     made.wait_healthy("web")
@@ -155,7 +157,7 @@ def test_drain_ready_add_and_remove_by_click(operator: Operator, nginx_a) -> Non
     assert operator.proxy.server("web", server)["state"] == "ready"
 
     new = f"{bed.HOST}:{bed.free_port()}"
-    page.get_by_role("button", name="Add server").click()
+    page.get_by_role("button", name="Add server to web").click()
     page.get_by_label("Address").fill("169.254.169.254:80")
     operator.proposal.get_by_role("button", name="Add server").click()
     expect(operator.proposal.get_by_role("alert")).to_contain_text("link-local")
@@ -220,6 +222,28 @@ def test_preview_confirm_and_undo(operator: Operator, nginx_a, nginx_b) -> None:
     expect(page.locator(".changes li.undone")).to_have_count(1)
 
 
+def test_maintenance_and_split_of_a_site(operator: Operator) -> None:
+    """The switch closes one site with 503 and opens it again; a split moves by its number."""
+    operator.enter()
+    page, proxy, shop = operator.page, operator.proxy, {"Host": "shop.example"}
+    switch = page.get_by_role("switch", name="Maintenance of shop.example")
+    for apply, is_on, status in (("Begin maintenance", "true", 503), ("End maintenance", "false", 200)):
+        switch.click()
+        operator.proposal.get_by_role("button", name=apply).click()
+        operator.wait_applied()
+        expect(switch).to_have_attribute("aria-checked", is_on)
+        assert (proxy.fetch(headers=shop)[0], proxy.fetch()[0]) == (status, 200)
+    split = page.get_by_role("group", name="Split of shop.example /")
+    split.get_by_label("Weight of canary").fill("3")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Reason, for the journal")).to_be_focused()
+    page.keyboard.press("Enter")
+    operator.wait_applied()
+    expect(split).to_contain_text("of 25 %")
+    site = next(site for site in proxy.get("/api/v1/sites")["sites"] if site["name"] == "shop.example")
+    assert [side["share"] for side in site["routes"][0]["split"]] == [0.75, 0.25]
+
+
 def test_a_viewer_is_told_what_the_role_forbids(operator: Operator, nginx_a) -> None:
     """The role "view" sees everything; what it may not do is said in plain words."""
     operator.enter(VIEWER)
@@ -255,3 +279,19 @@ def axe(page: Page) -> list[str]:
         for fault in found["violations"]
         if fault["impact"] in ("serious", "critical")
     ]
+
+
+def test_old_figures_are_called_old(browser, proxy, nginx_a) -> None:
+    """When the proxy is gone the page says since when, and does not call anything fine; it is live again by itself."""
+    made = proxy(f'[pools.web]\nservers = ["{nginx_a.address}"]\n[sites."*"]\n"/" = "web"\n')
+    operator = Operator(browser, made)
+    try:
+        operator.enter()
+        expect(operator.page.get_by_text("The server is fine")).to_be_visible()
+        made.stop()
+        expect(operator.page.get_by_text("No answer from the proxy since")).to_be_visible()
+        made.start()
+        expect(operator.page.get_by_text("The server is fine")).to_be_visible(timeout=15_000)
+        expect(operator.page.get_by_role("alert")).to_have_count(0)
+    finally:
+        operator.leave()

@@ -79,6 +79,26 @@ def test_as_a_daemon_with_pid_file_and_log(proxy) -> None:
     assert "Traceback" not in log.read_text()
 
 
+def test_logrotate_moves_every_log(proxy) -> None:
+    """After logrotate moved twistd's log and the access log, SIGUSR1 makes both anew, and no line gets lost."""
+    made = proxy(GOOD + '[logs]\naccess = { file = "access.log" }\n', workers=2, start=False)
+    log, access = made.directory / "twistd.log", made.directory / "access.log"
+    command = [*bed.TWISTD, "-n", "--pidfile=", "--logfile", str(log), "revproxy", "--config", str(made.config_file)]
+    made.launch(command, env=bed.proxy_env())
+    made.wait_ready()
+    made.fetch("/before")
+    made.wait_for(lambda: "/before" in access.read_text(), "the first line")
+    for path in (log, access):
+        path.rename(f"{path}.1")
+    os.kill(made.pid, signal.SIGUSR1)
+    made.wait_for(lambda: log.exists() and access.exists(), "new files")
+    made.wait_for(lambda: "logs are open anew" in log.read_text(), "twistd's own log to go on")
+    for number in range(20):
+        made.fetch(f"/after-{number}")
+    made.wait_for(lambda: access.read_text().count("/after-") == 20, "both workers to write into the new file")
+    assert "/after" not in bed.Path(f"{access}.1").read_text()
+
+
 def test_port_0_picks_one_and_tells(proxy) -> None:
     """A listener on port 0 is found in the status."""
     made = proxy(GOOD, listen=f'{{ address = "{bed.HOST}:0", max_connections = 4000 }}')

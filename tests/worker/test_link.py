@@ -24,6 +24,17 @@ MODEL = Model(pools={"web": Pool("web", (Server(A),))})
 CONFIGURE = {"model": plain.encode(MODEL), "revision": 5, "observations": [], "slot": 0, "slots": 2, "listeners": []}
 
 
+class Answers:
+    """Knows one answer."""
+
+    digests: frozenset[str] = frozenset()
+
+    def answer(self, asked: Any) -> Any:
+        if asked["ask"] != "why":
+            raise ValueError(f"{asked['ask']} is no question")
+        return [asked]
+
+
 class Worker:
     """Remembers what it was told; raises what it is given to raise."""
 
@@ -31,6 +42,7 @@ class Worker:
         self.revision = -1
         self.told: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+        self.answers = Answers()
 
     def _tell(self, *what: Any) -> None:
         self.told.append(what)

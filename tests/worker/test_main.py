@@ -154,6 +154,7 @@ class ProcessTests(TestCase):
             pools={"pg": Pool("pg", (Server(self.echo.address), Server(Address("127.0.0.1:1"), weight=0)))},
         )
         self.supervisor = Supervisor()
+        self.connected: list[socket.socket] = []
         self.process = Process()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
@@ -195,6 +196,7 @@ class ProcessTests(TestCase):
     async def connect(self) -> socket.socket:
         sock = await deferToThread(socket.create_connection, self.listening.getsockname(), 5)
         self.addCleanup(sock.close)
+        self.connected.append(sock)
         await self.echoes(sock)
         return sock
 
@@ -276,7 +278,7 @@ class ProcessTests(TestCase):
         os.rename(file, file + ".1")
         await self.supervisor.callRemote(commands.ReopenLogs)
         self.assertTrue(os.path.exists(file))
-        self.transport.signalProcess("TERM")
+        await self.supervisor.callRemote(commands.Drain)
         self.assertEqual(await self.process.ended, 0)
 
     async def test_lc_04_supervisor_dies(self) -> None:
@@ -291,14 +293,18 @@ class ProcessTests(TestCase):
         self.assertEqual(await self.process.ended, 0)
         self.assertLess(time.monotonic() - started, 5.0)
 
-    async def test_sigterm_drains(self) -> None:
-        """SIGTERM means: finish what is open, then go."""
+    async def test_signals_are_the_supervisors_to_understand(self) -> None:
+        """SIGTERM and SIGINT to a worker alone change nothing: it would stop accepting without anybody lending its sockets."""
         await self.start()
         sock = await self.connect()
-        self.transport.signalProcess("TERM")
-        await deferLater(reactor, 0.3)
+        for name in ("TERM", "INT", "HUP"):
+            self.transport.signalProcess(name)
+        await deferLater(reactor, 0.2)
         await self.echoes(sock)
-        sock.close()
+        await self.connect()
+        await self.supervisor.callRemote(commands.Drain)
+        for each in (sock, *self.connected):
+            each.close()
         self.assertEqual(await self.process.ended, 0)
 
 

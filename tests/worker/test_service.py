@@ -72,9 +72,13 @@ class Front:
 class HttpFront(Front):
     made: list[Front] = []
     is_crowded = False
+    share = 0.0
 
     def mind_crowding(self, is_crowded: bool) -> None:
         self.is_crowded = is_crowded
+
+    def shed(self, share: float) -> None:
+        self.share = share
 
     def cut_requests(self) -> None:
         self.cut()
@@ -82,6 +86,21 @@ class HttpFront(Front):
 
 class StreamFront(Front):
     made: list[Front] = []
+
+
+class StillPulse:
+    """This reactor reads nothing; what requests would wait is said by the test."""
+
+    waited = 0.0
+
+    def __init__(self, reactor: Any) -> None: ...
+
+    def beat(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def take_longest(self) -> float:
+        return self.waited
 
 
 class Reports:
@@ -104,6 +123,8 @@ class Base(SynchronousTestCase):
     def setUp(self) -> None:
         HttpFront.made, StreamFront.made = [], []
         self.patch(service, "HttpFront", HttpFront)
+        self.patch(service, "Pulse", StillPulse)
+        StillPulse.waited = 0.0
         self.patch(service, "StreamFront", StreamFront)
         self.reactor = MemoryReactorClock()
         self.reactor.advance(1000.0)
@@ -331,6 +352,16 @@ class SocketTests(Base):
 
 
 class TimeTests(Base):
+    def test_P1_a_worker_that_cannot_keep_up_refuses_some_and_takes_everybody_again_afterwards(self) -> None:
+        """What requests wait decides; every HTTP listener is told the share to refuse."""
+        self.configure()
+        StillPulse.waited = 2.0
+        self.pass_time(0.5)
+        self.assertGreater(HttpFront.made[0].share, 0.2)
+        StillPulse.waited = 0.01
+        self.pass_time(6)
+        self.assertEqual(HttpFront.made[0].share, 0.0)
+
     def test_heartbeat(self) -> None:
         """The supervisor hears of us once a second: revision, connections, requests, and how late the loop runs."""
         self.configure(revision=4)

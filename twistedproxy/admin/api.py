@@ -47,18 +47,19 @@ class Api(TrafficApi):
         self._control = control
         self._exposition = exposition
         self._streams = streams
+        self._page = page.load()  # now: a chroot or an upgrade may put the files out of reach later
 
     # Without a token
 
     async def page(self, request: AdminRequest) -> bytes:
-        shown = page.load()
+        shown = self._page
         request.setHeader(b"Content-Type", b"text/html; charset=utf-8")
         request.setHeader(b"Content-Security-Policy", page.CONTENT_SECURITY_POLICY)
         request.setHeader(b"Cache-Control", b"no-cache")
         return b"" if request.setETag(shown.etag) is CACHED else shown.document
 
     async def asset(self, request: AdminRequest, digest: str, file: str) -> bytes:
-        shown = page.load()
+        shown = self._page
         found = shown.assets.get(file) if digest == shown.digest else None
         if found is None:
             raise Refuse(404, "The page has no such file; load the page anew.")

@@ -125,7 +125,7 @@ _SERVER = "/api/v1/pools/{pool}/servers/{address}"
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("page", "GET", "/", None, "The page.", media_type="text/html"),
-    Operation("asset", "GET", "/assets/{digest}/{file}", None, "What the page is made of.", media_type="application/octet-stream"),
+    Operation("asset", "GET", "/assets/{digest}/{file}", None, "What the page is made of.", media_type="*/*"),
     Operation("health_live", "GET", "/health/live", None, "This process answers.", "Probe"),
     Operation("health_ready", "GET", "/health/ready", None, "A worker serves and none lags behind the latest revision; else 503.", "Probe"),
     Operation("openapi", "GET", "/api/v1/openapi.json", None, "This description.", "OpenApi"),

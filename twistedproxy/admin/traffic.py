@@ -42,6 +42,8 @@ class TrafficApi:
         return await self._apply(request, parts[0] if len(parts) == 1 else Batch(tuple(parts)))
 
     async def explain(self, request: Any) -> bytes:
+        if "url" not in request.arguments:
+            raise Refuse(400, "url is missing; it is the whole URL, such as https://www.example.com/api/x", field="url")
         answer = await self._control.ask("explain", request.arguments)
         return self._answer(request, answer, self._control.snapshot().revision)
 

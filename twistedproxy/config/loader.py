@@ -389,7 +389,7 @@ def _effective(section: Section, tree: Mapping[str, Any]) -> dict[str, Any]:
     def merge(value: Any, written: Any) -> Any:
         if isinstance(value, Section) and isinstance(written, dict):
             return _effective(value, written)
-        if isinstance(value, dict) and isinstance(written, dict):
+        if isinstance(value, dict) and isinstance(written, dict) and value.keys() == written.keys():
             return {k: merge(v, written[k]) for k, v in value.items()}
         if isinstance(value, tuple) and isinstance(written, list) and len(value) == len(written):
             return [merge(v, w) for v, w in zip(value, written, strict=True)]

@@ -3,8 +3,8 @@
 How it works
     Python's matcher goes back over what it tried, so that a careless pattern takes time exponential in the length of the path.
     A pattern is taken apart and allowed only when that cannot be: no repetition or choice inside a repetition, at most
-    `MOST_REPEATS` repetitions, few optional parts and choices, no back references or look-around. One repetition is linear; with
-    two, the time grows with the square of the path's length, so the paths it is tried on are bounded (`longest_path`).
+    `MOST_REPEATS` repetitions, few optional parts and choices, no back references or look-around. One repetition is linear
+    (square where it may begin anywhere); with two, which must begin with ``^``, the time grows with the square of the path's length, so the paths it is tried on are bounded (`longest_path`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def parse_pattern(text: str) -> re.Pattern[bytes]:
     repeats = parts.count("repeat")
     if repeats > MOST_REPEATS:
         raise ValueError(f"repeats {repeats} times (*, +, {{n,}}); allowed are {MOST_REPEATS}, so that no path can make it slow")
+    if repeats == MOST_REPEATS and not text.startswith("^"):
+        raise ValueError(f"repeats {repeats} times and may begin anywhere in the path; begin it with ^, so that no path can make it slow")
     if parts.count("branch") > MOST_BRANCHES:
         raise ValueError(f"has more than {MOST_BRANCHES} choices (|, ?); use several routes or rules")
     return compiled
@@ -50,7 +52,8 @@ def parse_pattern(text: str) -> re.Pattern[bytes]:
 
 def longest_path(pattern: re.Pattern[bytes]) -> int:
     """Bytes of a path that `pattern` may be tried on; 0: any that a request may have."""
-    return LONG_PATH if list(_parts(_parser.parse(pattern.pattern), False)).count("repeat") > 1 else 0
+    repeats = list(_parts(_parser.parse(pattern.pattern), False)).count("repeat")
+    return LONG_PATH if repeats + (not pattern.pattern.startswith(b"^")) > 1 else 0
 
 
 def _parts(tree: Any, is_repeated: bool) -> Iterator[str]:

@@ -165,6 +165,9 @@ def _tcp(document: schema.File, tree: Mapping[str, Any], files: _Files, quote: Q
             yield from _listener(path, listener.tls, files)
         if listener.sni and listener.tls is not None:
             yield (*path, "sni"), "passes TLS through untouched, tls ends it here; keep one of the two"
+        asked = tree.get("tcp", {}).get(address, {}).get("sni", {})
+        if len(asked) != len(listener.sni):
+            yield (*path, "sni"), "names a host twice; case and a trailing dot make no difference"
         for host, pool in listener.sni.items():
             if pool not in known:
                 yield (*path, "sni", host), f"there is no pool {quote((*path, 'sni', host), pool)}.{values.did_you_mean(pool, known)}"

@@ -28,7 +28,6 @@ from twistedproxy.errors import (
     BodyTooLarge,
     ConnectFailed,
     Drained,
-    NoRoute,
     NoServer,
     ProxyError,
     Refusal,
@@ -44,7 +43,7 @@ from twistedproxy.http.local import SPECIAL, date, forwards_field
 from twistedproxy.http.messages import CHUNKED, Kind, LocalResponse, RequestHead, ResponseHead
 from twistedproxy.http.record import outcome_of, record
 from twistedproxy.http.retries import NOTHING_SENT, REUSED, Retries
-from twistedproxy.http.routes import Decision, no_route_detail
+from twistedproxy.http.routes import Decision
 from twistedproxy.http.tunnel import has_agreed, tunnel
 from twistedproxy.http.upload import SPLICE_FROM
 from twistedproxy.http.upstream import UpstreamConnection
@@ -147,9 +146,9 @@ class Exchange:
         head = self.head
         if head.kinds & _UNUSUAL and self._is_answered(head, body_length):
             return
-        decision = self.decision = self.front.router.route(head, self.client_ip)
+        decision = self.decision = self.front.route(head, self.client_ip)
         if decision is None:
-            self.fail(NoRoute(no_route_detail(self.front.router, head)))
+            self.fail(self.front.no_decision(head))
             return
         if decision.actions is not None:
             decision = self.front.act(self, decision)

@@ -7,19 +7,21 @@ import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from random import random
 
 from twisted.internet.interfaces import IReactorTime
 
 from twistedproxy.clock import Wheel
 from twistedproxy.config.model import HttpListener, Timeouts
+from twistedproxy.errors import NoRoute, Overloaded, ProxyError
 from twistedproxy.http.acting import act
 from twistedproxy.http.connection import IDLE_LINGER_S, FrontConnection
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import Exchange
 from twistedproxy.http.head import Limits
-from twistedproxy.http.messages import LocalResponse
+from twistedproxy.http.messages import LocalResponse, RequestHead
 from twistedproxy.http.mirror import Mirrors
-from twistedproxy.http.routes import Router
+from twistedproxy.http.routes import Decision, Router, no_route_detail
 from twistedproxy.http.stories import Stories
 from twistedproxy.net.networks import Networks
 from twistedproxy.net.proxy_protocol import ProxyHeaderReader
@@ -52,6 +54,7 @@ class HttpFront:
         self.reactor = reactor
         self.wheel = wheel
         self.seconds = wheel.seconds
+        self._shed_share = 0.0
         self.router = router
         self.timeouts = timeouts
         self.metrics = metrics
@@ -85,6 +88,36 @@ class HttpFront:
     def open(self) -> int:
         return len(self._connections)
 
+    @property
+    def router(self) -> Router[Destination]:
+        """All routes. Requests ask `route`."""
+        return self._router
+
+    @router.setter
+    def router(self, router: Router[Destination]) -> None:
+        self._router = router
+        self._choose_route()
+
+    def shed(self, share: float) -> None:
+        """Refuse this share of the requests from now on: the worker cannot keep up."""
+        if share != self._shed_share:
+            self._shed_share = share
+            self._choose_route()
+
+    def _choose_route(self) -> None:
+        route: Callable[[RequestHead, str], Decision[Destination] | None] = self._router.route
+        self.route = self._route_some if self._shed_share else route
+        """Where a request of this client goes; None: `no_decision` says why."""
+
+    def _route_some(self, head: RequestHead, client: str) -> Decision[Destination] | None:
+        return None if random() < self._shed_share else self._router.route(head, client)
+
+    def no_decision(self, head: RequestHead) -> ProxyError:
+        """Why `route` gave None."""
+        if self._shed_share and self._router.route(head, "") is not None:
+            return Overloaded("the proxy has too much to do")
+        return NoRoute(no_route_detail(self._router, head))
+
     def accept(self, sock: socket.socket, ip: str, port: int) -> None:
         """Take over a fresh connection."""
         transport = Transport(self.reactor, self.wheel, sock, ip, port, self.timeouts.write_stall_s)
@@ -112,7 +145,7 @@ class HttpFront:
         return b"%b%08x" % (self.id_prefix, self.next_serial())
 
     def mind_crowding(self, is_crowded: bool) -> None:
-        """Close to its maximum an idle connection is kept for a moment only, those that are idle already included; from the worker's clock."""
+        """Close to its maximum an idle connection is kept for a moment only, those that are idle already included."""
         roomy = self._roomy_timeouts
         if is_crowded and self.timeouts.keepalive_s > CROWDED_KEEPALIVE_S:
             self._roomy_timeouts = self.timeouts

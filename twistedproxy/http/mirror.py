@@ -20,6 +20,7 @@ from twistedproxy.errors import ConnectFailed, ProxyError
 from twistedproxy.http.messages import CHUNKED, ResponseHead
 from twistedproxy.http.upstream import UpstreamConnection
 from twistedproxy.net.connector import connect
+from twistedproxy.net.proxy_protocol import encode as encode_proxy_header
 from twistedproxy.net.transport import Transport
 from twistedproxy.pool.pool import Lease, Pool
 from twistedproxy.pool.queue import Queued
@@ -241,14 +242,23 @@ class Shadow:
             self.give_up("failed")
         else:
             timeouts = self._exchange.decision.destination.timeouts
-            connect(
+            begin = connect if pool.tls is None else pool.tls.to(server.address, self._proxy_header(pool), timeouts.tls_handshake_s)
+            begin(
                 self._front.reactor, self._front.wheel, server.endpoints[0], timeouts.connect_s,
                 lambda transport: self._connected(transport, pool), self._connect_failed, timeouts.write_stall_s,
             )  # fmt: skip
 
     def _connected(self, transport: Transport, pool: Pool) -> None:
         assert self._lease is not None
-        self._send(UpstreamConnection(transport, self._lease.server, self._front.wheel, pool.spec.keepalive, may_reuse=True))
+        header = self._proxy_header(pool)
+        upstream = UpstreamConnection(transport, self._lease.server, self._front.wheel, pool.spec.keepalive, may_reuse=not header)
+        if header and transport.is_plain:  # with TLS it went before the handshake
+            transport.write(header)
+        self._send(upstream)
+
+    def _proxy_header(self, pool: Pool) -> bytes:
+        exchange, version = self._exchange, pool.spec.send_proxy
+        return encode_proxy_header(version, (exchange.client_ip, exchange.client_port), exchange.connection.local) if version else b""
 
     def _connect_failed(self, error: ConnectFailed) -> None:
         self._end("failed", Outcome.FAILED if error.blames_server else Outcome.NEUTRAL)
@@ -312,7 +322,10 @@ class Shadow:
         self._body.clear()
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
-            upstream.release(keep=result == "sent")
+            if result == "sent":
+                upstream.release(keep=True, now=self._front.seconds())
+            else:
+                upstream.close()
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release(outcome)

@@ -9,7 +9,7 @@ from twistedproxy.errors import BadHead
 from twistedproxy.http.paths import canonical_path
 
 LONG_PATH = 2048
-"""The longest path a pattern is tried on that looks for more than one repetition: its time grows with the square."""
+"""The longest path a pattern is tried on that looks for more than one repetition, or for one anywhere: its time grows with the square."""
 _GROUP = re.compile(r"\$([1-9$])")
 _REPEAT = re.compile(rb"(?<!\\)(?:[*+]|\{\d*,\d*\})")
 
@@ -21,7 +21,8 @@ class Rewriting:
 
     def __init__(self, spec: Rewrite) -> None:
         self._pattern = re.compile(spec.match.encode())
-        self._is_square = len(_REPEAT.findall(self._pattern.pattern)) > 1
+        pattern = self._pattern.pattern
+        self._is_square = len(_REPEAT.findall(pattern)) + (not pattern.startswith(b"^")) > 1
         self._parts: list[bytes | int] = []
         for index, piece in enumerate(_GROUP.split(spec.to)):
             if index % 2:

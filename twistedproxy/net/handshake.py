@@ -31,6 +31,9 @@ from twistedproxy.tls.servers import ServerTlsUse
 POLL_S = 0.02
 """How often a unix socket, which knows no `SO_RCVLOWAT`, is looked at while half a ClientHello is there."""
 
+_ESTABLISHED = 1
+"""TCP_INFO's state of a connection that neither side has ended."""
+
 Preface = Callable[[bytes, socket.socket], tuple[int, bool] | None]
 """What may stand before TLS. Gets what has come, returns how much of that is its and whether it is complete; None: more is needed."""
 
@@ -226,6 +229,11 @@ class ServerHandshake(_Handshake[ProxyError]):
         data = self.sock.recv(MAX_BYTES, socket.MSG_PEEK)
         if not data:
             raise TlsFailed("the client closed before it had begun TLS")
+        if len(data) < self._low_water:  # woken although there is not more: the client is gone, or the kernel is short of memory
+            if self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED:
+                raise TlsFailed("the client closed in the middle of its first TLS message")
+            self._look_later()
+            return
         while self._prefaces:
             found = self._prefaces[0](data, self.sock)
             if found is None:
@@ -257,11 +265,14 @@ class ServerHandshake(_Handshake[ProxyError]):
         """Sleep until `needed` bytes are there; `have` of them are."""
         if self.sock.family == socket.AF_UNIX:
             if have:
-                self.reactor.removeReader(self)
-                self.reactor.callLater(POLL_S, self._look_again)
+                self._look_later()
         elif needed != self._low_water:
             self._low_water = needed
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, needed)
+
+    def _look_later(self) -> None:
+        self.reactor.removeReader(self)
+        self.reactor.callLater(POLL_S, self._look_again)
 
     def _look_again(self) -> None:
         if not self.is_over:

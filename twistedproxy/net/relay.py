@@ -205,13 +205,14 @@ class Relay(Timed):
     def _blame(self, direction: _Direction, reason: Failure | None) -> ProxyError:
         is_client = direction is self._a_to_b
         value = reason.value if reason is not None else None
-        if isinstance(value, WriteStall):
-            return value if is_client else ServerStall(value.detail)
         what = str(value) if value is not None else "it was closed"
         error: ProxyError
-        error = (
-            ClientGone(f"the client's connection broke: {what}") if is_client else ServerClosed(f"the server's connection broke: {what}")
-        )
+        if isinstance(value, WriteStall):
+            error = value if is_client else ServerStall(value.detail)
+        elif is_client:
+            error = ClientGone(f"the client's connection broke: {what}")
+        else:
+            error = ServerClosed(f"the server's connection broke: {what}")
         error.phase = Phase.TUNNEL
         return error
 

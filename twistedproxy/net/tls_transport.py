@@ -35,6 +35,17 @@ _LINGERING = State.LINGERING
 _WantRead = SSL.WantReadError
 _WantWrite = SSL.WantWriteError
 
+# pyOpenSSL's `recv` and `send` ask OpenSSL for an error after every success, and make a buffer for each read; together that costs
+# as much as decrypting a small record. What they do when there is an error is theirs, and without these names all of it is.
+_lib: Any = getattr(SSL, "_lib", None)
+_ffi: Any = getattr(SSL, "_ffi", None)
+_has_short_cut = _lib is not None and _ffi is not None and hasattr(SSL.Connection, "_raise_ssl_error")
+_read_record: Any = _lib.SSL_read if _has_short_cut else None
+_write_record: Any = _lib.SSL_write if _has_short_cut else None
+_BUFFER: Any = _ffi.new("char[]", RECORD_BYTES) if _has_short_cut else None
+_RECEIVED: Any = _ffi.buffer(_BUFFER) if _has_short_cut else None
+"""What was read last; sliced before anything else runs."""
+
 
 def reason_of(error: SSL.Error) -> str:
     """What went wrong, in OpenSSL's words."""
@@ -78,13 +89,14 @@ def _send_records(tls: SSL.Connection, data: bytes | bytearray | memoryview) -> 
 class TlsTransport(Transport):
     """One connected, non-blocking stream socket with a finished handshake."""
 
-    __slots__ = ("tls", "on_closing", "_reads_when_writable", "_goodbye_waits", "_has_said_goodbye")
+    __slots__ = ("tls", "on_closing", "_ssl", "_reads_when_writable", "_goodbye_waits", "_has_said_goodbye")
 
     is_plain: ClassVar[bool] = False
 
     def __init__(self, reactor: Any, wheel: Wheel, sock: Any, tls: SSL.Connection, peer: str, peer_port: int, write_stall_s: float) -> None:
         super().__init__(reactor, wheel, sock, peer, peer_port, write_stall_s)
         self.tls: SSL.Connection | None = tls
+        self._ssl: Any = tls._ssl if _has_short_cut else None
         self.on_closing: Callable[[SSL.Connection], None] | None = None
         """Called once before an orderly close, to keep the session for the next connection."""
         self._send = partial(_send_records, tls)  # holds no reference to us
@@ -100,21 +112,35 @@ class TlsTransport(Transport):
             super().doRead()  # what comes is dropped: no need to decrypt it
             return
         for _ in range(RECORDS_PER_READ):
-            tls = self.tls
-            if tls is None:
-                return
-            try:
-                data = tls.recv(RECORD_BYTES)
-            except _WantRead:
-                return
-            except SSL.Error as e:
-                self._not_read(e)
-                return
+            ssl = self._ssl
+            if ssl is not None:
+                count = _read_record(ssl, _BUFFER, RECORD_BYTES)
+                if count <= 0:
+                    self._not_read(count)
+                    return
+                data = _RECEIVED[:count]
+            else:
+                if self.tls is None:
+                    return
+                try:
+                    data = self.tls.recv(RECORD_BYTES)
+                except SSL.Error as e:
+                    self._not_read(e)
+                    return
             self.protocol.dataReceived(data)  # type: ignore[union-attr]
             if len(data) != RECORD_BYTES or self._read is not _FLOWING:
                 return
 
-    def _not_read(self, error: SSL.Error) -> None:
+    def _not_read(self, error: SSL.Error | int) -> None:
+        if isinstance(error, int):
+            try:
+                self.tls._raise_ssl_error(self._ssl, error)  # type: ignore[union-attr]
+            except SSL.Error as e:
+                error = e
+            else:
+                return
+        if isinstance(error, _WantRead):
+            return
         if isinstance(error, SSL.ZeroReturnError):
             self.end_of_input()
         elif isinstance(error, _WantWrite):  # an answer to the peer's KeyUpdate must go out first
@@ -134,7 +160,14 @@ class TlsTransport(Transport):
         if not size:
             return
         try:
-            sent = self.tls.send(data) if size <= RECORD_BYTES else self._send(data)  # type: ignore[union-attr]
+            if size > RECORD_BYTES or type(data) is not bytes:
+                sent = self._send(data)
+            elif self._ssl is not None:
+                sent = _write_record(self._ssl, data, size)
+                if sent <= 0:
+                    self.tls._raise_ssl_error(self._ssl, sent)  # type: ignore[union-attr]
+            else:
+                sent = self.tls.send(data)  # type: ignore[union-attr]
         except (_WantWrite, BlockingIOError):
             sent = 0
         except SSL.Error as e:
@@ -200,6 +233,6 @@ class TlsTransport(Transport):
                 self.on_closing(tls)
         protocol = super()._close(reset)
         # OpenSSL knows the descriptor by its number, which may be somebody else's from now on.
-        self.tls = self.on_closing = None
+        self.tls = self.on_closing = self._ssl = None
         self._send = self.sock.send
         return protocol

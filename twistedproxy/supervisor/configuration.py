@@ -62,10 +62,15 @@ class ConfigurationFile:
 
     def _try(self, model: Model, text: str) -> None:
         """Run the file's own tests; `ConfigurationError` has the trace of each that fails."""
-        found = broken(model)
-        if found:
-            lines = Lines(text)
-            raise ConfigurationError([Problem(f"tests[{b.index}]", str(b), lines.of(("tests", b.index)), self.path) for b in found])
+        try_tests(model, text, self.path)
+
+
+def try_tests(model: Model, text: str, path: str) -> None:
+    """`ConfigurationError` with the trace of each of the file's tests that `model` fails."""
+    found = broken(model)
+    if found:
+        lines = Lines(text)
+        raise ConfigurationError([Problem(f"tests[{b.index}]", str(b), lines.of(("tests", b.index)), path) for b in found])
 
 
 def keep_what_needs_a_restart(old: Model, new: Model) -> tuple[Model, tuple[str, ...]]:

@@ -22,9 +22,8 @@ from twistedproxy.config.changes import Change, ReplaceConfig
 from twistedproxy.config.control import Applied, Entry, Preview, Terms
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
-from twistedproxy.http.trials import broken
 from twistedproxy.supervisor import adoption
-from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile, keep_what_needs_a_restart
+from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile, keep_what_needs_a_restart, try_tests
 from twistedproxy.supervisor.guard import Guard
 from twistedproxy.supervisor.journal import ChangeLog, Note, rfc3339
 from twistedproxy.supervisor.overrides import Override, Overrides
@@ -129,8 +128,8 @@ class Operations:
     async def _change(self, change: Change, terms: Terms, note: Note) -> tuple[Applied, Deferred[tuple[int, list[int]]] | None]:
         before = self._plane.model
         model = changes.apply(before, change)
-        if model.sites is not before.sites and (found := broken(model)):
-            raise ConfigurationError([Problem(f"tests[{each.index}]", str(each)) for each in found])
+        if model.sites is not before.sites and model.tests:
+            try_tests(model, self.current.text if self.current else "", self._file.path if self._file else "")
         if terms.is_preview:
             described = (changes.describe(before, change),)
             return self._previewed(model, described, change), None
@@ -331,8 +330,9 @@ class Operations:
         if terms.is_preview or not edit:
             return edit, None
         again = self._file.parse(text)
-        if left := adoption.difference(again.model, self._plane.model):
-            raise ChangeRefused(409, f"{left[0]['path']} cannot be written into the file by itself; edit it by hand: {left}")
+        left = [one["path"] for one in adoption.difference(again.model, self._plane.model) if not one["path"].endswith(".state")]
+        if left:
+            raise ChangeRefused(409, f"{', '.join(left)} cannot be written into the file by itself; edit it by hand")
         path = self._file.path
         await self._in_thread(lambda: adoption.write(path, on_disk.text, text))
         return edit, await self.reload(replace(terms, expected_revision=None, reason=terms.reason or "live values adopted"))

@@ -16,28 +16,27 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger, LogLevel
+from twisted.logger import Logger
 
-from twistedproxy.config import changes, plain
-from twistedproxy.config.changes import Change, Ejected, HealthSeen, Observation, Resolved
-from twistedproxy.config.control import Applied, CertificateView, Entry, Event, Snapshot, Terms, WorkerView
-from twistedproxy.config.model import Health, Model
+from twistedproxy.config import plain
+from twistedproxy.config.changes import Change, HealthSeen
+from twistedproxy.config.control import Applied, Entry, Event, Snapshot, Terms, WorkerView
+from twistedproxy.config.model import Model
 from twistedproxy.errors import Problem
-from twistedproxy.supervisor.certificates import CertificateFiles
 from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile
-from twistedproxy.supervisor.facts import Facts, Rows, server_keys
+from twistedproxy.supervisor.facts import Rows
 from twistedproxy.supervisor.fleet import Columns, Fleet, ListeningSockets
 from twistedproxy.supervisor.journal import ChangeLog, Replayed
 from twistedproxy.supervisor.nursery import Nursery
+from twistedproxy.supervisor.observed import MakeChecks, MakeNames, Observed
 from twistedproxy.supervisor.operations import Operations
-from twistedproxy.supervisor.passive import PassiveFailures
 from twistedproxy.supervisor.processes import State, Worker
 from twistedproxy.supervisor.questions import Questions
 from twistedproxy.supervisor.shifts import Shifts
 from twistedproxy.supervisor.sockets import Staged, Wanted
 
 if TYPE_CHECKING:
-    from twistedproxy.supervisor.acme import AutomaticCertificates
+    pass
 
 STATS_S = 1.0
 
@@ -65,25 +64,6 @@ class Board(Columns, Protocol):
     fd: int
 
 
-class Checks(Protocol):
-    """`probes.checker.Checker`."""
-
-    def update(self, model: Model, resolved: Mapping[str, tuple[str, ...]] | None = None) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class Names(Protocol):
-    """`probes.discovery.Resolver`."""
-
-    @property
-    def addresses(self) -> Mapping[str, tuple[str, ...]]: ...
-
-    def update(self, model: Model) -> None: ...
-
-    def stop(self) -> None: ...
-
-
 class Supervisor(Service):
     """Implements `config.control.Control` over a fleet of workers.
 
@@ -105,8 +85,8 @@ class Supervisor(Service):
         rows: Rows,
         *,
         command: Callable[[int], list[str]],
-        checks: Callable[[Any, Callable[[HealthSeen], None]], Checks],
-        names: Callable[[Any, Callable[[Resolved], None]], Names],
+        checks: MakeChecks,
+        names: MakeNames,
         nursery: Nursery | None = None,
         wall: Callable[[], float] = time.time,
         file: ConfigurationFile | None = None,
@@ -120,20 +100,11 @@ class Supervisor(Service):
         self._journal = journal
         self._sockets = sockets
         self._board = board
-        self._rows = rows
-        self._wall = wall
         self._started = reactor.seconds()
-        self._facts = Facts()
-        self._to_broadcast: list[dict[str, Any]] = []
-        self._flush: Any = None
         self._observers: list[Callable[[Event], None]] = []
         self.is_stopping = False
         self._was_ready = False
         self._seen_states: dict[int, tuple[int, str]] = {}
-        self._passive = PassiveFailures(reactor.seconds)
-        self._passive.update(self.model)
-        self._checks = checks(reactor, self.saw_health)
-        self._names = names(reactor, self._saw_addresses)
         slots = max(self.model.workers, 1)
         self._slots = slots
         self._fleet = Fleet(
@@ -145,7 +116,7 @@ class Supervisor(Service):
             scoreboard_fd=board.fd,
             columns=board,
             on_change=self._worker_changed,
-            on_failures=self._saw_failures,
+            on_failures=lambda rows: self._observed.saw_failures(rows),
             nursery=nursery,
         )
         self.questions = Questions(self, wall)
@@ -155,12 +126,9 @@ class Supervisor(Service):
         self.operations = Operations(reactor, self, journal, wall, file, current, in_thread)
         self._loop = LoopingCall(self._each_second)
         self._loop.clock = reactor
-        for row in rows.update(self.model):
-            self._facts.put(row)
-        self._certificates = CertificateFiles(reactor, self._observe, self._certificate_changed, wall)
-        self._certificates.update(self.model)
-        self._automatic: AutomaticCertificates | None = None
-        self._follow_automatic()
+        self._observed = Observed(
+            reactor, self.model, rows, checks, names, wall, broadcast=self._fleet.observe, publish=self.publish
+        )  # fmt: skip
 
     # Life
 
@@ -171,8 +139,7 @@ class Supervisor(Service):
             self.log.warn("the configuration file has overtaken a live change: {what}", what=str(superseded))
         self._tell_listeners(self._sockets.addresses)
         self._fleet.start()
-        self._names.update(self.model)
-        self._checks.update(self.model, self._names.addresses)
+        self._observed.start()
         self._loop.start(STATS_S, now=False)
         self.operations.start()
 
@@ -181,11 +148,7 @@ class Supervisor(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         self.is_stopping = True
         self.operations.stop()
-        self._checks.stop()
-        self._names.stop()
-        self._certificates.stop()
-        if self._automatic is not None:
-            self._automatic.stop()
+        self._observed.stop()
         timeouts = self.model.timeouts
         limit = max(timeouts.drain_http_s, timeouts.drain_tcp_s)
         open_now = sum(worker.connections for worker in self._fleet.workers)
@@ -198,8 +161,7 @@ class Supervisor(Service):
     def _stopped(self, result: Any) -> Any:
         if self._loop.running:
             self._loop.stop()
-        if self._flush is not None and self._flush.active():
-            self._flush.cancel()
+        self._observed.stopped()
         self.log.info("stopped")
         return result
 
@@ -290,24 +252,13 @@ class Supervisor(Service):
 
     def commit(self, model: Model, revision: int, change: Mapping[str, Any] | None) -> Deferred[tuple[int, list[int]]]:
         self.model, self.revision = model, revision
-        for names in self._certificates.update(model):  # the workers get these together with the model
-            self._facts.forget_certificate(*names)
-        self._follow_automatic()
+        self._observed.before_commit(model)
         acks = self._fleet.reach(revision, change)
-        self._model_changed()
+        self._observed.after_commit()
         return acks
 
     def health(self) -> tuple[Mapping[tuple[str, str], HealthSeen], frozenset[tuple[str, str]]]:
-        return self._facts.health, self._facts.ejected(self._reactor.seconds())
-
-    def _model_changed(self) -> None:
-        present = server_keys(self.model)
-        self._facts.keep_only(present)
-        self._passive.update(self.model)
-        for row in self._rows.update(self.model):
-            self._observe(row)
-        self._names.update(self.model)
-        self._checks.update(self.model, self._names.addresses)
+        return self._observed.health, self._observed.ejected
 
     def snapshot(self) -> Snapshot:
         workers = tuple(
@@ -321,10 +272,10 @@ class Supervisor(Service):
             uptime_s=self._reactor.seconds() - self._started,
             head_codec="native" if codecs == {"native"} else "python",
             workers=workers,
-            health=self._facts.health,
-            ejected=self._facts.ejected(self._reactor.seconds()),
+            health=self._observed.health,
+            ejected=self._observed.ejected,
             addresses=self._sockets.addresses,
-            certificates=self._certificates.views + (self._automatic.views if self._automatic is not None else ()),
+            certificates=self._observed.certificates,
             effective=self.operations.effective,
             is_ready=self.is_ready,
         )
@@ -369,7 +320,7 @@ class Supervisor(Service):
         return {
             "model": plain.encode(self.model),
             "revision": self.revision,
-            "observations": self._facts.plain(),
+            "observations": self._observed.plain(),
             "slot": slot,
             "explainers": list(self.explainers()),
             "slots": self._slots,
@@ -377,68 +328,9 @@ class Supervisor(Service):
         }
 
     def observations(self) -> list[dict[str, Any]]:
-        return self._facts.plain()
+        return self._observed.plain()
 
     # What happens
-
-    def _observe(self, observation: Observation) -> Observation | None:
-        """Remember and broadcast; returns what was known before."""
-        before = self._facts.put(observation)
-        self._to_broadcast.append(changes.to_plain(observation))
-        if self._flush is None:
-            self._flush = self._reactor.callLater(0, self._broadcast)
-        return before
-
-    def _broadcast(self) -> None:
-        self._flush = None
-        observations, self._to_broadcast = self._to_broadcast, []
-        self._fleet.observe(observations)
-
-    def saw_health(self, seen: HealthSeen) -> None:
-        """A probe's verdict changed."""
-        if (seen.pool, seen.server) not in server_keys(self.model):
-            return
-        before = self._observe(seen)
-        if isinstance(before, HealthSeen) and before.health is seen.health:
-            return
-        level = LogLevel.warn if seen.health is Health.DOWN else LogLevel.info
-        self.log.emit(
-            level, "pool {pool}: server {server} is {health}: {reason}",
-            pool=seen.pool, server=seen.server, health=seen.health.value, reason=seen.reason,
-        )  # fmt: skip
-        self.publish("health", {**plain.encode(seen), "ejected": (seen.pool, seen.server) in self._facts.ejected(self._reactor.seconds())})
-
-    def _follow_automatic(self) -> None:
-        if self._automatic is None and any(site.tls and site.tls.source == "auto" for site in self.model.sites.values()):
-            from twistedproxy.supervisor.acme import AutomaticCertificates  # noqa: PLC0415 - cryptography
-
-            self._automatic = AutomaticCertificates(self._reactor, self._observe, self._observe, self._certificate_changed, self._wall)
-        if self._automatic is not None:
-            for names in self._automatic.update(self.model):
-                self._facts.forget_certificate(*names)
-
-    def _certificate_changed(self, view: CertificateView) -> None:
-        self.publish("certificate", plain.encode(view))
-
-    def _saw_addresses(self, resolved: Resolved) -> None:
-        self._observe(resolved)
-        self.log.info(
-            "pool {pool}: {server} is {addresses}", pool=resolved.pool, server=resolved.server, addresses=", ".join(resolved.addresses)
-        )
-        self._checks.update(self.model, self._names.addresses)
-
-    def _saw_failures(self, rows: list[list[Any]]) -> None:
-        for ejected in self._passive.add(rows):
-            self._ejected(ejected)
-
-    def _ejected(self, ejected: Ejected) -> None:
-        self._observe(ejected)
-        for_s = ejected.until - self._reactor.seconds()
-        self.log.warn(
-            "pool {pool}: server {server} is ejected for {for_s:.0f} s: too many of its requests failed",
-            pool=ejected.pool, server=ejected.server, for_s=for_s,
-        )  # fmt: skip
-        self.publish("health", {"pool": ejected.pool, "server": ejected.server, "ejected": True, "for_seconds": round(for_s, 1)})
 
     def _worker_changed(self, worker: Worker) -> None:
         shown = (worker.pid, _VIEW.get(worker.state, worker.state).value)

@@ -81,7 +81,8 @@ def server_context(pair: Pair, protocols: Sequence[bytes], *, client_ca: bytes =
         context.set_alpn_select_callback(select)
     if client_ca:
         authorities = _trust(context, client_ca)
-        context.set_client_ca_list([crypto.X509.from_cryptography(authority).get_subject() for authority in authorities])
+        for authority in authorities:
+            context.add_client_ca(authority)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     return context
 

@@ -89,8 +89,8 @@ class ServerTlsUse:
                 verify_hostname(tls, name)
         except VerificationError:
             return f"its certificate is for {_names(tls)}, not for {name} (tls.name says which name to look for)"
-        except CertificateError as e:
-            return f"its certificate cannot be used: {e}"
+        except CertificateError:
+            return f"its certificate is for {_names(tls)}, not for {name}"
         return ""
 
     def why(self, tls: SSL.Connection) -> str:

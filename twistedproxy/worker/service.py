@@ -30,12 +30,14 @@ from twistedproxy.http.mirror import Mirrors
 from twistedproxy.http.plain_sites import plain_sites
 from twistedproxy.http.routes import Router
 from twistedproxy.http.stories import Stories
+from twistedproxy.net.pulse import Pulse
 from twistedproxy.net.sparse import SparseLog
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
 from twistedproxy.stream.front import StreamFront
 from twistedproxy.worker.answers import Answers
+from twistedproxy.worker.overload import Overload
 from twistedproxy.worker.places import Front, ListenerSpec, Place, share
 
 if TYPE_CHECKING:
@@ -109,6 +111,9 @@ class Worker:
         self._ticks = 0
         self._tick_due = self._seconds() + TICK_S
         self._lag = 0.0
+        self._pulse = Pulse(reactor)
+        self._overload = Overload()
+        self._overload_log = SparseLog(_log, self._seconds)
         self._tick_timer = reactor.callLater(TICK_S, self._tick)
         self._queue_timer: Any = None
 
@@ -332,6 +337,7 @@ class Worker:
         now = self._seconds()
         self._lag = max(self._lag, now - self._tick_due)
         self._tick_due = now + TICK_S
+        self._pulse.beat()
         self._tick_timer = self._reactor.callLater(TICK_S, self._tick)
         self._ticks += 1
         self._attempt(self.wheel.advance, now)
@@ -367,13 +373,25 @@ class Worker:
             self._reports.failures(rows)
         if self._access_log is not None:
             self._access_log.flush()
-        for place in self.places.values():
-            if isinstance(place.front, HttpFront):
-                place.front.mind_crowding(place.is_crowded)
+        self._mind_load()
         if self._leaving:
             self._leaving = [front for front in self._leaving if front.open]
         if self._is_draining and not self.open:
             self._finish()
+
+    def _mind_load(self) -> None:
+        """Listeners close to their maximum keep idle connections for less long; a worker that cannot keep up refuses some requests."""
+        waited = self._pulse.take_longest()
+        self._lag = max(self._lag, waited)
+        share = self._overload.see(waited)
+        if share:
+            self._overload_log.warn(
+                "too much to do: requests wait {waited:.1f} s, so {share:.0%} of them are refused", waited=waited, share=share
+            )
+        for place in self.places.values():
+            if isinstance(place.front, HttpFront):
+                place.front.mind_crowding(place.is_crowded)
+                place.front.shed(share)
 
     def _beat(self) -> None:
         self._reports.heartbeat(self.revision, self.open, self.metrics.requests, round(self._lag, 6))
@@ -429,6 +447,7 @@ class Worker:
             if timer is not None and timer.active():
                 timer.cancel()
         self._tick_timer = None
+        self._pulse.stop()
         self._flush_last()
         self._finished()
 

@@ -111,14 +111,14 @@ function Dashboard({ leave }) {
     }
   };
 
-  return html`<div class=${`page ${proposal ? "deciding" : ""}`} onKeyDown=${onKeyDown}>
+  return html`<div class=${`page ${proposal ? "deciding" : ""} ${now.connection !== "live" && now.heard ? "old" : ""}`} onKeyDown=${onKeyDown}>
     <${Top} now=${now} leave=${() => leave()} propose=${propose} />
     <main>
       ${now.failure && html`<p class="failure" role="alert">${now.failure}</p>`}
       <${Charts} series=${now.series} />
       <div class="columns">
         <div class="pools">
-          ${now.pools?.map((pool) => html`<${Pool} key=${pool.name} pool=${pool} live=${now.liveOf(pool.name)} traffic=${now.traffic} pending=${proposal} propose=${propose} />`)}
+          ${now.pools?.map((pool) => html`<${Pool} key=${pool.name} pool=${pool} traffic=${now.traffic} pending=${proposal} propose=${propose} />`)}
           ${now.pools?.length === 0 && html`<p class="card empty">The configuration has no pools.</p>`}
         </div>
         <div class="side">
@@ -149,6 +149,7 @@ function useSpeech() {
 }
 
 function verdict(now) {
+  if (now.connection !== "live" && now.heard) return ["bad", `No answer from the proxy since ${now.heard.toLocaleTimeString()}: what you see is old`];
   if (!now.pools || !now.status) return ["idle", "Looking…"];
   const servers = now.pools.flatMap((p) => p.servers);
   const down = servers.filter((s) => s.ejected || s.health.status === "down").length;
@@ -161,7 +162,7 @@ function verdict(now) {
   if (idle) words.push(`${idle} of ${now.status.workers.length} workers not serving`);
   if (aside) words.push(`${aside} out of rotation`);
   if (words.length) return [down || idle ? "bad" : "warn", words.join(" · ")];
-  return ["ok", `All ${servers.length} servers fine`];
+  return ["ok", servers.length === 1 ? "The server is fine" : `All ${servers.length} servers are fine`];
 }
 
 function Top({ now, leave, propose }) {

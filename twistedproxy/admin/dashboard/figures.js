@@ -110,7 +110,7 @@ export class Traffic {
   add(stats) {
     const counts = new Map();
     for (const s of stats.servers) counts.set(`${s.pool} ${s.server}`, s.requests);
-    for (const p of stats.pools ?? []) counts.set(p.name, p.requests + p.sessions);
+    for (const p of stats.pools ?? []) counts.set(p.name, p.requests + p.sessions).set(`errors ${p.name}`, p.errors);
     for (const w of stats.workers) counts.set(`worker ${w.pid}`, w.requests);
     for (const l of stats.listeners ?? []) counts.set(`listener ${l.address}`, l.total);
     const sample = { at: stats.uptime_seconds, counts };

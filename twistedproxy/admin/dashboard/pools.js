@@ -14,12 +14,13 @@ const ONE_MORE = { weight: 1, backup: false, address: "" };
 const healthWord = (s) => (s.ejected ? "ejected" : s.health.status);
 const healthTone = (s) => (s.ejected || s.health.status === "down" ? "bad" : s.health.status === "up" ? "ok" : "idle");
 
-export function Pool({ pool, live, traffic, pending, propose }) {
+export function Pool({ pool, traffic, pending, propose }) {
   const mine = pending?.pool === pool.name ? pending : null;
   const wish = mine?.address && mine.wish ? { [mine.address]: mine.wish } : {};
   const wanted = sharesByWeight(pool, wish);
   const heaviest = Math.max(10, ...pool.servers.map((s) => 2 * Math.max(s.weight.configured, s.weight.set ?? 0)));
   const rate = traffic.rate(pool.name);
+  const failing = traffic.rate(`errors ${pool.name}`);
   const add = (event) =>
     propose({
       title: `Add a server to ${pool.name}`,
@@ -36,10 +37,10 @@ export function Pool({ pool, live, traffic, pending, propose }) {
     <header>
       <h2 id=${`pool-${pool.name}`}>${pool.name}</h2>
       <p class="muted">
-        ${pool.balance.replaceAll("_", " ")} · ${number(rate, 1)}/s${live?.errors ? html` · <span class="bad">${number(live.errors)} errors</span>` : ""}
+        ${pool.balance.replaceAll("_", " ")} · ${number(rate, 1)}/s${failing > 0 && html` · <span class="bad">${number(failing, 1)} errors/s</span>`}
         ${pool.queue.waiting ? html` · <span class="warn">${pool.queue.waiting} of ${pool.queue.size} waiting</span>` : ""}
       </p>
-      <button type="button" class="quiet" onClick=${add}>Add server</button>
+      <button type="button" class="quiet" onClick=${add}>Add server<span class="sr"> to ${pool.name}</span></button>
     </header>
     <table role="table">
       <thead role="rowgroup">
@@ -103,6 +104,7 @@ function Server({ pool, server, traffic, heaviest, wanted, pending, propose }) {
     <th role="rowheader" scope="row">
       <span class="address">${address}</span>
       ${server.backup && html`<span class="badge">backup</span>`}
+      ${server.state !== "ready" && html`<span class=${`badge ${server.connections ? "warn" : ""}`}>${server.connections ? `${server.connections} to finish` : "idle"}</span>`}
       <span class=${`health ${healthTone(server)}`}>
         <${Icon} tone=${healthTone(server)} />
         <span><b>${healthWord(server)}</b>${since}${health.reason && html` <span class="muted">· ${health.reason}</span>`}</span>

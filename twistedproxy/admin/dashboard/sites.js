@@ -1,7 +1,7 @@
 // Sites: their maintenance switch, the splits of their routes, and the shifts that move a split step by step.
 
 import { html } from "./vendor/htm-preact.js";
-import { ago, percent } from "./figures.js";
+import { duration, percent } from "./figures.js";
 
 const SITE = "/api/v1/sites/{site}";
 const SHIFT = "/api/v1/shifts/{id}";
@@ -35,7 +35,7 @@ function Site({ site, offers, exposure, pending, propose }) {
       <span class="address">${site.name}</span>
       ${offers.takes("PATCH", SITE, "maintenance") &&
       html`<button type="button" class="switch" role="switch" aria-checked=${String(isOn)} aria-label=${`Maintenance of ${site.name}`} onClick=${turn}>
-        <span>${isOn ? "maintenance" : "serving"}</span><i></i></button>`}
+        <span>maintenance</span><i></i></button>`}
     </div>
     ${splits.map((route) => html`<${Split} key=${route.path} site=${site} route=${route} path=${path} exposure=${exposure} pending=${pending} propose=${propose} />`)}
   </li>`;
@@ -95,10 +95,11 @@ export function Shifts({ shifts, offers, propose }) {
     <header><h2 id="shifts">Shifts</h2></header>
     <ul class="shifts">
       ${shifts.slice(-5).reverse().map((shift) => {
-        const done = shift.steps.length ? Math.min(shift.steps.length, (shift.step ?? -1) + 1) : 0;
+        const next = shift.next_at ? (Date.parse(shift.next_at) - Date.now()) / 1000 : 0;
         return html`<li key=${shift.id}>
-          <div><p><span class="address">${shift.from}</span> → <span class="address">${shift.to}</span> <b>${shift.steps[done - 1] ?? 0} %</b></p>
-            <p class="muted">${shift.state}, step ${done} of ${shift.steps.length}${shift.by ? ` · ${shift.by}` : ""}${shift.began ? ` · ${ago(shift.began)}` : ""}</p></div>
+          <div><p><span class="address">${shift.from}</span> → <span class="address">${shift.to}</span> <b>${shift.share ?? 0} %</b></p>
+            <p class="muted">${shift.state}, step ${shift.step + 1} of ${shift.steps.length}${next > 0 ? `, next in ${duration(next)}` : ""}${shift.by ? ` · ${shift.by}` : ""}</p>
+            ${shift.note && html`<p>${shift.note}</p>`}</div>
           ${shift.state === "running" && offers.has("DELETE", SHIFT) && html`<button type="button" class="quiet" onClick=${stop(shift)}>Stop<span class="sr"> shift ${shift.id}</span></button>`}
         </li>`;
       })}

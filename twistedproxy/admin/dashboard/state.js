@@ -26,6 +26,7 @@ export class Proxy {
     this.changes = [];
     this.stats = null;
     this.etag = null;
+    this.heard = null; // when the proxy last said something
     this.failure = "";
   }
 
@@ -98,6 +99,7 @@ export class Proxy {
   }
 
   #happened(kind, data) {
+    this.heard = new Date();
     if (kind === "recent") {
       this.series.bounds = data.bounds;
       const rows = data.rows.map((row) => Object.fromEntries(data.columns.map((name, i) => [name, row[i]])));
@@ -157,8 +159,4 @@ export class Proxy {
     }
     return all ? mine / all : null;
   };
-
-  liveOf(pool) {
-    return this.stats?.pools?.find((p) => p.name === pool);
-  }
 }

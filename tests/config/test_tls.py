@@ -1,0 +1,36 @@
+"""The TLS keys by themselves: short forms and what excludes what."""
+
+from __future__ import annotations
+
+from pydantic import TypeAdapter, ValidationError
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.config import tls
+from twistedproxy.config.kinds import Origin
+
+ORIGIN = Origin("/base")
+
+
+def read(kind, value):
+    return TypeAdapter(kind).validate_python(value, context=ORIGIN)
+
+
+class Keys(SynchronousTestCase):
+    def test_a_word_stands_for_a_source(self):
+        for word in ("auto", "files"):
+            self.assertEqual(read(tls.SiteTlsOrText, word), read(tls.SiteTlsOrText, {"from": word}))
+        with self.assertRaisesRegex(ValidationError, "mean 'auto'"):
+            read(tls.SiteTlsOrText, "autp")
+
+    def test_one_source_only_and_both_files(self):
+        for value in ({}, {"cert": "a"}, {"key": "a"}, {"from": "auto", "cert": "a", "key": "b"}, {"cert": "a", "key": "b", "min_version": "1.1"}):
+            with self.assertRaises(ValidationError, msg=value):
+                read(tls.SiteTlsOrText, value)
+        self.assertEqual(read(tls.SiteTlsOrText, {"cert": "a", "key": "b"}).cert, "/base/a")
+
+    def test_to_the_servers_true_is_all_defaults_and_verifies(self):
+        self.assertTrue(read(tls.ServerTlsOrFlag, True).verify)
+        self.assertIsNone(read(tls.ServerTlsOrFlag, False))
+        for value in ({"cert": "a"}, {"name": "*.x"}, {"verify": "no"}):
+            with self.assertRaises(ValidationError, msg=value):
+                read(tls.ServerTlsOrFlag, value)

@@ -1,0 +1,61 @@
+"""The file, read again: fitted to the machine, refused with every problem, and honest about what needs a restart."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.config.model import Address, Admin, Model, Token
+from twistedproxy.errors import ConfigurationError
+from twistedproxy.supervisor.configuration import ConfigurationFile, keep_what_needs_a_restart
+
+TEXT = '[listen]\nhttp = ["127.0.0.1:8080"]\n[pools.web]\nservers = ["${env:REVPROXY_TEST_HOST}:1"]\n[sites."*"]\n"/" = "web"\n'
+
+
+class FileTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = os.path.join(directory.name, "revproxy.toml")
+        self.write(TEXT)
+        self.patch(os, "environ", {**os.environ, "REVPROXY_TEST_HOST": "10.0.0.1"})
+        self.file = ConfigurationFile(self.path, lambda: 100_000)
+
+    def write(self, text: str) -> None:
+        with open(self.path, "w") as file:
+            file.write(text)
+
+    def test_it_says_what_the_file_says_now(self) -> None:
+        self.assertEqual(self.file.read().model.pools["web"].servers[0].address, "10.0.0.1:1")
+        self.write(TEXT.replace(":1\"", ":2\""))
+        again = self.file.read()
+        self.assertEqual(again.model.pools["web"].servers[0].address, "10.0.0.1:2")
+        self.assertEqual(again.effective["pools"]["web"]["servers"], ["${env:REVPROXY_TEST_HOST}:2"])
+        self.assertEqual(self.file.parse(TEXT).text, TEXT)
+
+    def test_defaults_fit_the_limit_of_open_files_and_chosen_numbers_are_refused(self) -> None:
+        few = ConfigurationFile(self.path, lambda: 1000)
+        self.assertLess(few.read().model.http[0].max_connections, 10_000)
+        self.write(TEXT.replace('["127.0.0.1:8080"]', '[{ address = "127.0.0.1:8080", max_connections = 9999 }]'))
+        (problem,) = self.assertRaises(ConfigurationError, few.read).problems
+        self.assertEqual((problem.path, problem.file), ("max_connections", self.path))
+
+    def test_what_others_send_is_checked_without_our_secrets(self) -> None:
+        """A placeholder in a text from outside would read the environment for whoever sent it."""
+        self.file.check(TEXT.replace("${env:REVPROXY_TEST_HOST}", "10.0.0.1"))
+        self.assertRaises(ConfigurationError, self.file.check, TEXT)
+
+
+class RestartTests(SynchronousTestCase):
+    def test_what_is_read_at_start_only_is_kept_and_told(self) -> None:
+        old = Model(state_dir="/a", admin=Admin(token_file="/a/t"))
+        tokens = (Token("x", "view", "0" * 64),)
+        new = replace(old, state_dir="/b", admin=Admin(listen=Address("127.0.0.1:1"), token_file="/b/t", tokens=tokens))
+        kept, notes = keep_what_needs_a_restart(old, new)
+        self.assertEqual((kept.state_dir, kept.admin.listen, kept.admin.token_file), ("/a", old.admin.listen, "/a/t"))
+        self.assertEqual(kept.admin.tokens, tokens)
+        self.assertEqual([note.split()[0] for note in notes], ["state_dir", "admin.listen", "admin.token_file"])
+        self.assertEqual(keep_what_needs_a_restart(old, old), (old, ()))

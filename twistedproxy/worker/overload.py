@@ -1,0 +1,32 @@
+"""When a worker cannot keep up: which share of the new requests it refuses at once, so that the others are answered in time.
+
+Requests that wait longer than `LATE_S` before anybody looks at them are mostly answered to clients that have given up; work done for
+them is lost for those who came later, and goodput collapses. So while the wait is too long the share grows, and when it is short again
+it shrinks, more slowly (additive increase and decrease; after CoDel the measure is the standing wait, not the load).
+"""
+
+from __future__ import annotations
+
+LATE_S = 0.5
+"""A wait of this length is too long."""
+GROW = 0.1
+SHRINK = 0.02
+MOST = 0.95
+"""Somebody is always let through, or nobody would notice that it got better."""
+
+
+class Overload:
+    """The share of one worker; `see` is called ten times a second."""
+
+    __slots__ = ("share",)
+
+    def __init__(self) -> None:
+        self.share = 0.0
+
+    def see(self, waited_s: float) -> float:
+        """Take in the longest wait since the last call; the share to refuse from now on."""
+        if waited_s > LATE_S:
+            self.share = min(self.share + GROW, MOST)
+        elif self.share:
+            self.share = max(self.share - SHRINK, 0.0)
+        return self.share
