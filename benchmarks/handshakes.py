@@ -1,4 +1,4 @@
-"""TLS handshakes, one after the other: `python -m benchmarks.handshakes PORT NAME SECONDS new|resumed`; prints how many were made, and failed.
+"""TLS handshakes one after the other: `python -m benchmarks.handshakes PORT NAME SECONDS new|resumed` prints how many were made and failed.
 
 Each connection asks for ``/small`` once, so that a ticket has arrived and the server has done all it does for a visitor.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ class Authority:
         file: str,
         names: tuple[str, ...],
         *,
-        issuer: Made | None | str = "root",
+        issuer: Made | str | None = "root",
         is_ca: bool = False,
         begins: float = -1,
         ends: float = 60,
@@ -90,5 +89,5 @@ def _general(name: str) -> x509.GeneralName:
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Iterator[Authority]:
-    yield Authority(tmp_path)
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)

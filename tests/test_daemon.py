@@ -84,7 +84,10 @@ class Commands(SynchronousTestCase):
 
     def test_a_refused_reload_prints_every_problem(self) -> None:
         """Like `check`: FILE:LINE: path: message, and exit 1."""
-        problems = [{"file": "x.toml", "line": 3, "path": "pools", "message": "bad"}, {"file": "x.toml", "line": 4, "path": "", "message": "worse"}]
+        problems = [
+            {"file": "x.toml", "line": 3, "path": "pools", "message": "bad"},
+            {"file": "x.toml", "line": 4, "path": "", "message": "worse"},
+        ]
         result = self.run_command("reload", answers=[(400, {"title": "Bad Request", "detail": "refused", "problems": problems})])
         self.assertEqual(result.exit_code, 1)
         self.assertIn("x.toml:3: pools: bad\nx.toml:4: worse", result.output)

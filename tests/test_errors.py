@@ -23,7 +23,7 @@ class TreeTests(SynchronousTestCase):
             self.assertIsNot(cls.cause, Cause.OK)
 
     def test_only_failures_before_anything_was_sent_are_safe_to_repeat(self):
-        self.assertEqual({c for c in CLASSES if c.retryable}, {errors.ConnectFailed, errors.ConnectTimeout})
+        self.assertEqual({c for c in CLASSES if c.retryable}, {errors.ConnectFailed, errors.ConnectTimeout, errors.ServerTlsFailed})
 
     def test_an_unavailable_pool_tells_the_client_when_to_come_back(self):
         for cls in CLASSES:

@@ -172,7 +172,7 @@ servers = ["127.0.0.1:1"]
         error = self.refused()
         self.assertIn(f"in use by process {process.pid}", error)
         process.send_signal(signal.SIGHUP)
-        until(lambda: "reload is not supported yet" in self.out())
+        until(lambda: "the file says what is in force already" in self.out())
         process.send_signal(signal.SIGUSR1)
         until(lambda: "logs are open anew" in self.out())
         process.send_signal(signal.SIGTERM)

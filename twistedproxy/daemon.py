@@ -253,9 +253,11 @@ def change_in_words(change: Mapping[str, Any]) -> str:
         return "; ".join(change_in_words(part) for part in change["changes"])
     if change.get("kind") == "replace_config":
         return "file: " + ("; ".join(change.get("changes", ())) or "no value changed")
-    where = " ".join(str(change[key]) for key in ("pool", "server") if change.get(key))
+    where = " ".join(str(change[key]) for key in ("pool", "server", "site", "path") if change.get(key))
     text = f"{change.get('kind', '?')} {where}".strip()
     before, after = change.get("before"), change.get("after")
+    if change.get("kind") == "set_split" and isinstance(before, dict) and isinstance(after, dict):
+        before, after = (" ".join(f"{pool}={weight}" for pool, weight in weights.items()) for weights in (before, after))
     return text if isinstance(before, dict) or isinstance(after, dict) else f"{text}: {before} → {after}"
 
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
+from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import FileLogObserver, Logger, globalLogPublisher
 from twisted.python import usage
@@ -49,6 +50,7 @@ from twistedproxy.supervisor.processes import environment
 from twistedproxy.supervisor.service import Supervisor
 from twistedproxy.supervisor.sockets import Sockets, bind_plain, wanted_listeners
 from twistedproxy.supervisor.state_dir import StateDir, open_state_dir
+from twistedproxy.supervisor.systemd import Notifier, listening_sockets
 
 PATIENCE_S = 1.8
 """After an unclean end the old workers may hold the ports for a moment."""
@@ -125,7 +127,8 @@ def prepare(file: str) -> Prepared:
     state = open_state_dir(model.state_dir)
     if isinstance(state, Problem):
         raise ConfigurationError([_located(state, file)])
-    sockets = Sockets(max(model.workers, 1), tune, lambda text: log.warn("{text}", text=text))
+    handed = listening_sockets(os.environ)
+    sockets = Sockets(max(model.workers, 1), tune, lambda text: log.warn("{text}", text=text), handed)
     deadline = time.monotonic() + (PATIENCE_S if state.was_unclean else 0)
     while True:
         taken = sockets.bind(wanted_listeners(model))
@@ -251,6 +254,9 @@ class Root(MultiService):
         self._demo = demo
         self._thread = ThreadPool(0, 1, "journal")
         self._is_stopping = False
+        self._notifier = Notifier(os.environ)
+        self._watchdog = LoopingCall(self._notifier.alive)
+        self._watchdog.clock = reactor
 
     def in_journal_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
         """A thread of its own: the reactor's pool may be full of waiting look-ups."""
@@ -269,23 +275,33 @@ class Root(MultiService):
             log.info("admin: {where}, token in {file}", where=where, file=self.admin.token_file)
         log.info("admin: {socket} for this user", socket=self._prepared.state.file("admin.sock"))
         self._reactor.callWhenRunning(self._install_signals)
+        self._when_ready(self._tell_systemd)
         if self._demo is not None:
-            self._tell_when_ready(self._demo)
+            demo = self._demo
+            self._when_ready(lambda: demo.tell(self.admin.token_file))
 
-    def _tell_when_ready(self, demo: _Demo) -> None:
+    def _when_ready(self, then: Callable[[], None]) -> None:
         def look(_: Event) -> None:
             if self.supervisor.is_ready:
                 leave()
-                demo.tell(self.admin.token_file)
+                then()
 
         leave = self.supervisor.subscribe(look)
 
+    def _tell_systemd(self) -> None:
+        self._notifier.ready("serving")
+        if self._notifier.watchdog_s is not None:
+            self._watchdog.start(self._notifier.watchdog_s)
+
     def stopService(self) -> Deferred[None]:
         self._is_stopping = True
+        self._notifier.stopping()
         stopped: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
         return stopped.addBoth(self._ended)
 
     def _ended(self, result: Any) -> Any:
+        if self._watchdog.running:
+            self._watchdog.stop()
         self._thread.stop()
         self.journal.close()
         if self.events is not None:
@@ -344,7 +360,9 @@ class Root(MultiService):
                 return  # each problem is in the log already
             log.error("reload refused, nothing was changed: {why}", why=failure.getErrorMessage())
 
-        Deferred.fromCoroutine(self.supervisor.reload(Terms("SIGHUP"))).addCallbacks(tell, told)
+        self._notifier.reloading()
+        reloaded = Deferred.fromCoroutine(self.supervisor.reload(Terms("SIGHUP"))).addCallbacks(tell, told)
+        reloaded.addCallback(lambda _: self._notifier.ready("serving"))
 
 
 class _Demo:

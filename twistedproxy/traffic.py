@@ -129,7 +129,9 @@ def add_commands(
         if options(given).is_json:
             show_json(answer)
             return
-        rows = [(s["id"], f"{s['from']} → {s['to']}", f"{s['site']} {s['path']}", s["state"], _share(s), s["note"]) for s in answer["shifts"]]
+        rows = [
+            (s["id"], f"{s['from']} → {s['to']}", f"{s['site']} {s['path']}", s["state"], _share(s), s["note"]) for s in answer["shifts"]
+        ]
         show_table(("ID", "SHIFT", "SPLIT", "STATE", "SHARE", "NOTE"), rows)
 
     @cli.command()
@@ -140,9 +142,7 @@ def add_commands(
         if options(given).is_json:
             show_json(answer)
             return
-        rows = [
-            (f"{m['site']} {m['path']}", m["pool"], _counts(m["results"]), _counts(m["differences"]) or "-") for m in answer["mirrors"]
-        ]
+        rows = [(f"{m['site']} {m['path']}", m["pool"], _counts(m["results"]), _counts(m["differences"]) or "-") for m in answer["mirrors"]]
         show_table(("ROUTE", "POOL", "RESULTS", "DIFFERENCES"), rows)
 
 

@@ -31,7 +31,8 @@ class ShownTests(SynchronousTestCase):
 
     def test_live_values_are_in_it(self) -> None:
         model = LOADED.model
-        for change in (SetWeight("web", B, 7), SetState("web", B, AdminState.DRAIN), AddServer("web", Server(C)), SetMaintenance("*", True)):
+        drain = SetState("web", B, AdminState.DRAIN)
+        for change in (SetWeight("web", B, 7), drain, AddServer("web", Server(C)), SetMaintenance("*", True)):
             model = changes.apply(model, change)
         whole = shown.running(LOADED.effective, LOADED.model, model)
         self.assertEqual(

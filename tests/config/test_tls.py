@@ -23,7 +23,8 @@ class Keys(SynchronousTestCase):
             read(tls.SiteTlsOrText, "autp")
 
     def test_one_source_only_and_both_files(self):
-        for value in ({}, {"cert": "a"}, {"key": "a"}, {"from": "auto", "cert": "a", "key": "b"}, {"cert": "a", "key": "b", "min_version": "1.1"}):
+        both = {"cert": "a", "key": "b"}
+        for value in ({}, {"cert": "a"}, {"key": "a"}, {"from": "auto"} | both, {"min_version": "1.1"} | both):
             with self.assertRaises(ValidationError, msg=value):
                 read(tls.SiteTlsOrText, value)
         self.assertEqual(read(tls.SiteTlsOrText, {"cert": "a", "key": "b"}).cert, "/base/a")

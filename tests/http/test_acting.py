@@ -38,7 +38,9 @@ class ActingTests(SynchronousTestCase):
     bed: Any
     fakes: Any
 
-    def ask(self, route: Route, request: bytes = b"GET /a/b HTTP/1.1\r\nHost: www.example.com\r\n\r\n", answer: bytes = OK, **proxy: Any) -> Any:
+    def ask(
+        self, route: Route, request: bytes = b"GET /a/b HTTP/1.1\r\nHost: www.example.com\r\n\r\n", answer: bytes = OK, **proxy: Any
+    ) -> Any:
         """(request as the server got it, answer as the client got it)."""
         origin = self.bed.proxy(routes=[route], **proxy)
         client = self.bed.client(request)
@@ -126,7 +128,10 @@ class ActingTests(SynchronousTestCase):
         origin = self.bed.proxy()
         other = self.bed.origin()
         pool = RunningPool(
-            Pool("two", (Server(Address(other.address)),)), seconds=self.bed.loop.seconds, wheel=self.bed.loop.wheel, random=random.Random(1)
+            Pool("two", (Server(Address(other.address)),)),
+            seconds=self.bed.loop.seconds,
+            wheel=self.bed.loop.wheel,
+            random=random.Random(1),
         )
         self.bed.pools.append(pool)
         pools = {"web": self.bed.pool, "two": pool}
@@ -197,7 +202,9 @@ class ActingTests(SynchronousTestCase):
         self.bed.front.explainer = lambda e: (
             LocalResponse(200, json.dumps({"steps": []}).encode()) if e.head.get(b"x-revproxy-explain") == b"good" else None
         )
-        self.assertEqual(self.bed.client(b"GET / HTTP/1.1\r\nHost: h\r\nX-Revproxy-Explain: good\r\n\r\n").response().body, b'{"steps": []}')
+        self.assertEqual(
+            self.bed.client(b"GET / HTTP/1.1\r\nHost: h\r\nX-Revproxy-Explain: good\r\n\r\n").response().body, b'{"steps": []}'
+        )
         client = self.bed.client(b"GET / HTTP/1.1\r\nHost: h\r\nX-Revproxy-Explain: bad\r\n\r\n")
         server = origin.accept()
         self.assertIsNone(server.request().get(b"X-Revproxy-Explain"))

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Timeouts
-from twistedproxy.http.connection import Reading
+from twistedproxy.http.connection import REQUESTS_PER_TURN, Reading
 from twistedproxy.net.transport import HIGH_WATER
 
 
@@ -64,6 +64,35 @@ class KeepAliveTests(Case):
         self.serve(server)
         self.assertEqual(client.response().body, b"ok")
         self.assertEqual(client.response().status, 200)
+
+    def test_pipelined_requests_answered_here_do_not_hold_up_the_others(self) -> None:
+        """One client's 999 are served in turns, and its FIN behind them cuts none of them off."""
+        self.bed.proxy(hosts=("example.com",))
+        client = self.bed.client(self.fakes.get(host=b"nobody.example") * 999).fin()
+        most, seen = 0, 0
+
+        def look() -> bool:
+            nonlocal most, seen
+            most, seen = max(most, len(self.bed.log.lines) - seen), len(self.bed.log.lines)
+            return seen == 999
+
+        self.bed.until(look, "the answers")
+        self.assertLessEqual(most, 2 * REQUESTS_PER_TURN)
+        self.assertEqual({client.response().status for _ in range(999)}, {404})
+        client.ends()
+
+    def test_pipelined_requests_are_answered_in_order_whoever_answers(self) -> None:
+        f = self.fakes
+        origin = self.bed.proxy(hosts=("example.com",))
+        lost = f.get(host=b"nobody.example") * (REQUESTS_PER_TURN + 5)
+        client = self.bed.client(lost + f.get() + lost)
+        client.send(lost)
+        server = origin.accept()
+        server.request()
+        self.assertTrue(server.is_silent())
+        server.send(f.answer(b"ok"))
+        some = [404] * (REQUESTS_PER_TURN + 5)
+        self.assertEqual([client.response().status for _ in range(3 * len(some) + 1)], [*some, 200, *some, *some])
 
     def test_1000_pipelined_requests_no_server_can_take_need_no_deeper_stack(self) -> None:
         f = self.fakes
@@ -252,6 +281,37 @@ class RefusalTests(Case):
         self.assertEqual(client.response().status, 408)
         client.ends()
         self.assertEqual(self.bed.rejected(), {"head_timeout": 1})
+
+    def test_a_stray_line_end_behind_a_request_is_no_request_that_began(self) -> None:
+        """Old clients send CR LF behind a body (RFC 9112 2.2): they are let go in silence as if they had not."""
+        f = self.fakes
+        for stray in (b"\r\n", b"\r"):
+            client, server = self.bed.start(f.get() + stray, timeouts=Timeouts(request_head_s=2.0, keepalive_s=6.0))
+            self.serve(server)
+            client.response()
+            self.bed.travel(5.5)
+            self.assertTrue(client.is_silent())
+            self.bed.travel(1)
+            client.ends()
+            self.assertEqual((client.rest, self.bed.rejected()), (b"", {}))
+
+    def test_DO_01_behind_a_stray_line_end_a_head_has_its_own_time_too(self) -> None:
+        self.bed.proxy(hosts=("example.com",), timeouts=Timeouts(request_head_s=2.0, keepalive_s=60.0))
+        lost = self.fakes.get(host=b"nobody.example")
+        client = self.bed.client(lost + b"\r")
+        self.assertEqual(client.response().status, 404)
+        self.bed.travel(5)
+        client.send(b"\n")
+        self.bed.travel(5)
+        client.send(lost)
+        self.assertEqual(client.response().status, 404)
+        client.send(b"\r\n")
+        self.bed.travel(5)
+        client.send(b"GET / HT")
+        self.bed.travel(1.5)
+        self.assertTrue(client.is_silent())
+        self.bed.travel(0.7)
+        self.assertEqual(client.response().status, 408)
 
     def test_DO_01_a_second_head_has_its_own_time_from_its_first_byte(self) -> None:
         f = self.fakes

@@ -67,6 +67,13 @@ class BodiesTests(Case):
             self.assertEqual((request.method, request.body), (method, body))
             self.assertEqual(client.response().status, 200)
 
+    def test_a_server_that_ends_a_body_with_its_FIN_gets_ours_and_no_reset(self) -> None:
+        client, server = self.bed.start(self.fakes.get())
+        server.request()
+        server.send(b"HTTP/1.1 200 OK\r\n\r\nhello").fin()
+        self.assertEqual(client.response().body, b"hello")
+        server.ends()
+
     def test_a_body_until_close_becomes_chunked(self) -> None:
         f = self.fakes
         client, server = self.bed.start(f.get())

@@ -207,6 +207,15 @@ class RequestTests(SynchronousTestCase):
 
 
 class ResponseTests(SynchronousTestCase):
+    def test_a_204_has_no_length_and_answers_without_a_body_keep_theirs(self) -> None:
+        """RFC 9110 8.6: Content-Length is a MUST NOT for 204, and tells something in a 304 or an answer to HEAD."""
+        for start, expected in ((b"204 No Content", []), (b"304 Not Modified", [b"5"]), (b"200 OK", [b"5"])):
+            for is_http10 in (False, True):
+                for keep_alive in (False, True):
+                    head = reply(b"Content-Length: 5", start=b"HTTP/1.1 " + start)
+                    _, fields = got(forwarding.response(head, 0, is_http10, keep_alive))
+                    self.assertEqual([value for name, value in fields if name == b"Content-Length"], expected)
+
     def test_hop_by_hop_and_our_own_names_go(self) -> None:
         hop = (b"Connection: X-A, close", b"X-A: 1", b"Keep-Alive: 5", b"Transfer-Encoding: chunked", b"X-Revproxy-A: 1", b"Trailer: b")
         start, fields = got(forwarding.response(reply(*hop, b"Server: s", b"Set-Cookie: 1", b"Set-Cookie: 2"), CHUNKED, False, True))

@@ -8,8 +8,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.model import Address, Mirror, Pool, Route, Server
+from twistedproxy.config.model import Address, Mirror, Pool, Route, Server, Site
+from twistedproxy.http.destination import Destination
 from twistedproxy.http.mirror import MAX_BODY, MAX_IN_FLIGHT, Mirrors
+from twistedproxy.http.routes import Router
 from twistedproxy.pool.pool import Pool as RunningPool
 
 KEY = ("site", "/", "shadow")
@@ -138,3 +140,14 @@ class MirrorTests(SynchronousTestCase):
         self.assertEqual((sample["request"], sample["original"]["headers"]["content-type"]), ("GET /secret", "a/b"))
         self.assertNotIn("hidden", repr(sample))
         self.assertNotIn("token", repr(sample))
+
+    def test_a_request_refused_before_it_is_sent_leaves_nothing_behind(self) -> None:
+        """A body over the route's limit: no copy, and the room for copies is free again."""
+        spec = Mirror("shadow")
+        origin, other = self.start()
+        self.bed.front.router = Router(
+            [Site("site", ("*",), (Route("/", "web", mirror=spec, max_body=3),))],
+            lambda s, r: Destination(s, r, self.bed.pool, self.bed.metrics),
+        )
+        self.assertEqual(self.bed.client(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nabcd").response().status, 413)
+        self.assertEqual((origin.count, other.count, self.mirrors.in_flight, self.results()), (0, 0, 0, {"incomplete": 1}))

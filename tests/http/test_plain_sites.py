@@ -30,7 +30,8 @@ class PlainSites(SynchronousTestCase):
         self.assertEqual(plain_sites([site(tls=AUTO, redirect_http=True)], 0, {})[0].routes, site().routes)
 
     def test_challenges_are_answered_before_the_redirect_and_only_for_automatic_sites(self):
-        one, other = plain_sites([site(tls=AUTO, redirect_http=True), site(tls=SiteTls("files"), redirect_http=True)], 443, {"tok": "tok.print"})
+        sites = [site(tls=AUTO, redirect_http=True), site(tls=SiteTls("files"), redirect_http=True)]
+        one, other = plain_sites(sites, 443, {"tok": "tok.print"})
         answer = next(route for route in one.routes if route.path == "=/.well-known/acme-challenge/tok")
         self.assertEqual((answer.respond.status, answer.respond.body), (200, "tok.print"))
         self.assertEqual([route.path for route in other.routes], ["/"])

@@ -216,6 +216,7 @@ class WholeExchangeTests(Case):
                 getattr(server, how)()
                 self.assertEqual(client.response().status, 502)
                 self.assertEqual(self.bed.origins[-1].count, 1)
+                self.assertEqual(self.bed.pool.servers[0].failures, 0, "closing an idle connection is a server's good right")
                 client.close()
 
     def test_BF_01_it_is_tried_again_once_only_and_not_on_another_kept_connection(self) -> None:

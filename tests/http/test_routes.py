@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.model import Route, Site
+from twistedproxy.config.model import Route, Side, Site, Use, When
 from twistedproxy.http.head import Limits, parse_request
 from twistedproxy.http.routes import Decision, Router, Trace, no_route_detail
 
@@ -267,3 +268,63 @@ class CostTests(SynchronousTestCase):
     def test_a_path_of_many_slashes_costs_no_more_than_the_longest_route_is_long(self) -> None:
         where = router(site("/", "/a/b/c/"))
         self.assertLess(self.cost(where, head("/x" * 20_000)), 10)
+
+
+class RuleTests(SynchronousTestCase):
+    def decided(self, one: Site, line: Any, client: str = "10.0.0.1", draw: float | None = None) -> Decision[None]:
+        decision = router(one).route(line, client, draw)
+        assert decision is not None
+        return decision
+
+    def test_rules_come_first_in_their_order(self) -> None:
+        """The first rule that matches is taken whatever the paths say; when none does, the longest path is."""
+        rules = (
+            Route("rules[0]", "a", when=When(path="/x/*", client=("10.0.0.0/8",))),
+            Route("rules[1]", "b", when=When(path="/x/*")),
+        )
+        one = Site("s", ("*",), (Route("/", "root"), Route("/x/y/", "deep")), rules=rules)
+        self.assertEqual(self.decided(one, head("/x/y/z")).rule, "rules[0]")
+        self.assertEqual(self.decided(one, head("/x/y/z"), "192.168.0.1").route.pool, "b")
+        found = self.decided(one, head("/z"))
+        self.assertEqual((found.rule, found.route.pool), ("", "root"))
+
+    def test_a_rule_strips_what_stands_before_its_star(self) -> None:
+        """What is left always begins with a slash."""
+        one = Site("s", ("*",), rules=(Route("rules[0]", "a", strip=True, when=When(path="/api/v1/*")),))
+        decision = self.decided(one, head("/api/v1/x/y"))
+        self.assertEqual([decision.forwarded_path(path) for path in (b"/api/v1/x/y", b"/api/v1/")], [b"/x/y", b"/"])
+
+    def test_equal_arguments_give_equal_decisions(self) -> None:
+        """Without a draw a split stays open; with one it is decided, every time alike."""
+        one = Site("s", ("*",), (Route("/", split=(Side("a", 9), Side("b", 1))),))
+        self.assertEqual([self.decided(one, head(), draw=0.95).route.pool for _ in range(3)], ["b"] * 3)
+        self.assertEqual(self.decided(one, head(), draw=0.1).route.pool, "a")
+        self.assertEqual(self.decided(one, head()).route.pool, "")
+
+    def test_counted_calls(self) -> None:
+        """A plain route costs the same whatever other sites have, and nothing for features it does not use."""
+
+        def calls(made: Router[None], line: Any) -> int:
+            count = 0
+
+            def profile(frame: object, event: str, argument: object) -> None:
+                nonlocal count
+                count += event in ("call", "c_call")
+
+            sys.setprofile(profile)
+            made.route(line, "10.0.0.1")
+            sys.setprofile(None)
+            return count - 1  # taking the profile off
+
+        rich = Site(
+            "rich", ("rich.example",), (Route("/", split=(Side("a", 1), Side("b", 1)), use=(Use("security_headers"),)),), maintenance=True,
+            rules=(Route("rules[0]", "a", when=When(path="/x")),),
+        )  # fmt: skip
+        plain = Site("plain", ("plain.example",), (Route("/", "web"),))
+        many = [Site(f"h{i}", (f"h{i}.example",), (Route("/", "web"),)) for i in range(10_000)]
+        wide = Site("plain", ("plain.example",), tuple(Route(f"/r{i}/", "web") for i in range(1000)))
+        narrow = Site("plain", ("plain.example",), (Route("/r999/", "web"),))
+        line = head("/r999/x", "plain.example")
+        self.assertEqual(calls(router(plain), line), calls(router(rich, *many, plain), line))
+        self.assertLessEqual(calls(router(plain), line), 2)
+        self.assertEqual(calls(router(narrow), line), calls(router(*many, wide), line))

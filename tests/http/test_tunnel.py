@@ -66,6 +66,19 @@ class TunnelTests(SynchronousTestCase):
         client, server = self.tunnel(b"early", b"first")
         self.assertEqual((server.take(5), client.take(5)), (b"early", b"first"))
 
+    def test_what_the_client_sent_ahead_is_counted_once_and_not_kept(self) -> None:
+        request = self.fakes.get(b"/chat", *UPGRADE)
+        client, server = self.tunnel(b"early" * 1000)
+        server.take(5000)
+        client.send(b"late")
+        server.take(4)
+        self.assertEqual(self.bed.connection._buffer, b"")
+        client.fin()
+        server.fin()
+        client.ends()
+        self.assertEqual(self.done().bytes_received, 5004)
+        self.assertEqual(self.bed.front.counts.bytes_in, len(request) + 5004)
+
     def test_much_sent_ahead_is_not_lost(self) -> None:
         data = bytes(range(256)) * 1000
         client, server = self.bed.start(self.fakes.get(b"/chat", *UPGRADE))

@@ -104,3 +104,35 @@ class UploadTests(SynchronousTestCase):
         upload.splice_to(SimpleNamespace(is_plain=True))  # type: ignore[arg-type]
         upload.receive(b"x")
         self.assertEqual(self.exchange.data, b"x")
+
+
+class GoneTests(SynchronousTestCase):
+    uses_bed = True
+    bed: Any
+    fakes: Any
+
+    def test_SM_16_an_early_answer_with_a_reset_behind_it_reaches_the_client_and_its_connection_is_not_used_again(self) -> None:
+        """The last piece of a large upload meets a server that has answered and is gone."""
+        size = 400_000
+        client, server = self.bed.start(self.fakes.post(bytes(size))[:-size])
+        server.head()
+        client.send(bytes(size // 2))
+        self.bed.loop.turns(20)
+        client.sock.send(bytes(size // 2))
+        server.sock.send(self.fakes.answer(b"too large", status=b"413 Content Too Large"))
+        server.close()  # with bytes unread: a reset
+        self.bed.loop.turn()
+        self.assertEqual(self.bed.idle, 0)
+        response = client.response()
+        self.assertEqual((response.status, response.get(b"Connection")), (413, b"close"))
+
+    def test_F5_a_client_that_resets_while_its_server_is_slow_lets_go_of_the_server_at_once(self) -> None:
+        origin = self.bed.proxy(self.bed.origin(receive_buffer=4096))
+        client = self.bed.client(b"POST / HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n")
+        server = origin.accept()
+        client.send_what_fits((b"100000\r\n" + bytes(0x100000) + b"\r\n") * 20)
+        self.assertTrue(self.bed.connection._is_paused, "the test needs a client that is not read from")
+        client.reset()
+        self.bed.until(lambda: not self.bed.leases, "the lease to be released")
+        server.breaks()
+        self.assertEqual((self.bed.logged().cause.value, self.bed.pool.servers[0].failures), ("client", 0))

@@ -99,6 +99,19 @@ class Handshakes(TestCase):
         self.loop.until(lambda: self.failed)
         self.assertEqual(self.failed[0].alert, 112)
 
+    def test_a_bug_on_the_way_costs_one_connection_and_its_owner_is_told(self):
+        """Or the listener would count it as open for ever."""
+        client = self.connect()
+
+        def crash(hello):
+            raise ZeroDivisionError("made up")
+
+        self.serve(choose=crash)
+        context = ssl.create_default_context()
+        self.in_thread(lambda: self.assertRaises(OSError, context.wrap_socket, client, server_hostname="a.example"))
+        self.loop.until(lambda: self.failed)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_reading_a_hello_takes_nothing(self):
         """For passthrough: the transport is plain, and the greeting is still there for the server, to the byte."""
         client = self.connect()

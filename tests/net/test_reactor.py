@@ -139,6 +139,42 @@ class Dispatch(SynchronousTestCase):
         self.loop.until(lambda: told.received == b"hello")
         self.assertEqual(told.events, [])
 
+    def test_an_event_in_hand_is_not_given_to_whoever_takes_the_descriptor_next(self):
+        """The new owner may have no way to take it: an attempt to connect does not read, a paused one believes a hang-up."""
+        for event in (select.EPOLLIN, select.EPOLLIN | select.EPOLLHUP | select.EPOLLRDHUP):
+            first, first_peer, first_told = self.loop.started()
+            second, _, _ = self.loop.started()
+            third, _, _ = self.loop.started()
+            numbers = second.fileno(), third.fileno()
+            ends = socket.socketpair()
+            found = []
+
+            def take_over(data, second=second, third=third, found=found, numbers=numbers, ends=ends):
+                second.abortConnection()
+                third.abortConnection()
+                for end, number in zip(ends, numbers, strict=True):
+                    found.append(Reader(self.loop.keep(socket.socket(fileno=os.dup2(end.fileno(), number))), None))
+                    end.close()
+                writer, parked = found
+                del writer.doRead
+                writer.doWrite = mock.Mock(return_value=None)
+                self.loop.reactor.addWriter(writer)
+                parked.stays_watched, parked.doRead, parked.hung_up = True, mock.Mock(return_value=None), mock.Mock()
+                self.loop.reactor.watch(parked, 0)
+
+            first_told.dataReceived = take_over
+            first_peer.send(b"x")
+            poller = self.loop.reactor._poller
+            events = [(first.fileno(), select.EPOLLIN), *((number, event) for number in numbers)]
+            self.loop.reactor._poller = mock.Mock(wraps=poller, poll=lambda *a, events=events: events)
+            self.loop.turn()
+            self.loop.reactor._poller = poller
+            writer, parked = found
+            self.assertEqual((writer.lost, parked.hung_up.called, parked.doRead.called), ([], False, False))
+            self.loop.until(lambda writer=writer: writer.doWrite.called)
+            self.loop.reactor.forget(writer)
+            self.loop.reactor.forget(parked)
+
     def test_twisteds_own_transports_work_on_it(self):
         """AMP to the supervisor runs on them."""
         a, b = socket.socketpair()

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import socket
 import ssl
-import tempfile
 import threading
 
 from cryptography import x509
@@ -55,9 +54,11 @@ class Peer:
         context.minimum_version = options.get("least", ssl.TLSVersion.TLSv1_2)
         context.maximum_version = options.get("most", ssl.TLSVersion.TLSv1_3)
         try:
-            with socket.create_connection(address, timeout=5) as raw:
-                with context.wrap_socket(raw, server_hostname="a.example", suppress_ragged_eofs=False) as tls:
-                    self.result = talk(tls)
+            with (
+                socket.create_connection(address, timeout=5) as raw,
+                context.wrap_socket(raw, server_hostname="a.example", suppress_ragged_eofs=False) as tls,
+            ):
+                self.result = talk(tls)
         except Exception as e:
             self.error = e
 

@@ -375,6 +375,27 @@ class WaitingTests(SynchronousTestCase):
         self.rig.pool.update(replace(self.rig.pool.spec, servers=(replace(servers[0], max_connections=2), servers[1])))
         self.assertEqual([t.server.address for t in told if isinstance(t, Lease)], [B])
 
+    def test_served_client_stumbles(self) -> None:
+        """A place that was handed to broken code is free again, whether or not that code remembers to give it back later."""
+        rig = Rig(spec_of(server_spec(A, max_connections=1)))
+        held = rig.lease()
+        kept: list[Lease] = []
+
+        def broken(answer: Lease | Refusal) -> None:
+            assert isinstance(answer, Lease)
+            kept.append(answer)
+            raise RuntimeError("broken request")
+
+        rig.pool.acquire(0, NONE, broken)
+        rig.ask()
+        held.release(Outcome.OK)
+        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        (lease,) = rig.told
+        assert isinstance(lease, Lease)
+        self.assertEqual((rig.server(A).active, kept[0].is_held, lease.is_held), (1, False, True))
+        kept[0].release(Outcome.FAILED)
+        self.assertEqual((rig.server(A).active, rig.server(A).failures), (1, 0))
+
     def test_pool_goes_away_under_the_waiting(self) -> None:
         """When the last server is taken away those who wait are told at once, not after the time-out."""
         self.rig.ask()

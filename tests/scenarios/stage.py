@@ -359,7 +359,7 @@ class Outside(Stage):
             peer.close()
 
     def turn(self, wait: float = 0.0) -> None:
-        time.sleep(max(wait, 0.0005))
+        time.sleep(0.0005)
 
     def counter(self, reason: str) -> int:
         found = re.search(rf'revproxy_rejected_total{{reason="{reason}"}} ([0-9.e+]+)', self._metrics())

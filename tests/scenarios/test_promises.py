@@ -177,8 +177,10 @@ def test_P3_without_descriptors_it_neither_spins_nor_drops_anybody(part: Callabl
     for sock in good:
         assert b"200 OK" in ask(sock)
     others = [connect(int(second.partition(":")[2].partition('"')[0].rpartition(":")[2])) for _ in range(190)]
-    others += [connect(proxy.http_port) for _ in range(170)]
-    tunnels = [sock for sock in others if _hangs(sock)]
+    others += [connect(proxy.http_port) for _ in range(160)]
+    tunnels = [sock for sock in others[:235] if _hangs(sock)]
+    bed.wait_until(lambda: len(os.listdir(f"/proc/{worker}/fd")) > 613, "most descriptors to be taken")
+    others += [connect(proxy.http_port) for _ in range(5)]
     bed.wait_until(lambda: "cannot accept connections for now" in proxy.log, "the worker to say that descriptors are scarce")
     before, began, answers = cpu_seconds(worker), time.monotonic(), 0
     while time.monotonic() - began < 2:

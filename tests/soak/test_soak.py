@@ -15,6 +15,6 @@ import soak
 def test_faults_at_random_leave_nothing_behind() -> None:
     """Servers die and hang, clients vanish, admin changes things: no wrong answer, no leak, no traceback, the same workers."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
-    report = soak.run(60 if soak.bed.FULL else 10, seed)
+    report = soak.run(60 if soak.bed.FULL else 7, seed)
     print(report)
     assert not report.wrong, f"replay with SEED={seed}\n{report}"

@@ -1,6 +1,7 @@
 """The life of one TCP connection: server found, bytes joined, and at every stage a client or server that goes away."""
 
 import gc
+import select
 import socket
 import weakref
 from random import Random
@@ -334,6 +335,22 @@ class GoneEarly(Stream):
         self.loop.reset(client)
         self.loop.until(lambda: not self.front.open, limit=1)
         self.assert_over()
+
+    def test_a_client_that_only_waits_is_not_given_up_for_an_event_that_was_none_of_its(self):
+        self.queued()
+        (session,) = (s for s in self.front._sessions if s.state is State.WAITING)
+        session._client.hung_up(select.EPOLLRDHUP)
+        self.loop.travel(1.0)
+        self.assertEqual(self.pool.waiting, 1)
+
+    def test_BF_09_the_client_reset_while_we_were_queued_with_its_request_unread(self):
+        _, second = self.queued()
+        second.sendall(b"request")
+        self.loop.turns()
+        self.loop.reset(second)
+        self.loop.until(lambda: self.pool.waiting == 0, limit=1)
+        self.assertEqual(self.log.lines[0][4:], ("client", "queue"))
+        self.assert_over(sessions=1)
 
     def test_a_request_with_its_fin_is_no_client_that_went_away(self):
         first, second = self.queued()

@@ -60,7 +60,8 @@ class AdoptionTests(SynchronousTestCase):
         self.assertEqual(adoption.difference(model, running(*made)), [])
 
     def test_differences_name_value_file_and_running(self) -> None:
-        found = adoption.difference(FILE, running(SetWeight("web", A, 5), SetState("web", B, AdminState.DRAIN), AddServer("web", Server(D))))
+        made = (SetWeight("web", A, 5), SetState("web", B, AdminState.DRAIN), AddServer("web", Server(D)))
+        found = adoption.difference(FILE, running(*made))
         self.assertEqual(
             [(d["path"], d["file"], d["running"]) for d in found],
             [(f"pools.web.{A}.weight", 3, 5), (f"pools.web.{B}.state", "ready", "drain"), (f"pools.web.{D}", None, D)],

@@ -17,7 +17,7 @@ class GuardTests(SynchronousTestCase):
         self.metrics = Metrics()
         self.clock = Clock()
         self.tripped: list[tuple[int, str]] = []
-        self.guard = Guard(self.clock.seconds, lambda: self.metrics.to_plain(), lambda *what: self.tripped.append(what))
+        self.guard = Guard(self.clock.seconds, self.metrics.to_plain, lambda *what: self.tripped.append(what))
 
     def requests(self, count: int, status: int = 200, seconds: float = 0.004) -> None:
         for _ in range(count):

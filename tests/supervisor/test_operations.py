@@ -144,7 +144,8 @@ class ReloadTests(OperationsTestCase):
         self.assertEqual((answer.revision, answer.acked, answer.superseded), (2, 2, ()))
         self.assertEqual(self.weights(), [5, 7])
         self.assertEqual((self.plane.staged[-1].fate, self.plane.commits[-1]), ("2 know", None))
-        self.assertEqual(self.journal.entries()[-1].change["changes"], [f"pools.web.servers: removed {A} weight=3", f"pools.web.servers: added {A} weight=5"])
+        said = [f"pools.web.servers: removed {A} weight=3", f"pools.web.servers: added {A} weight=5"]
+        self.assertEqual(self.journal.entries()[-1].change["changes"], said)
 
     def test_a_value_that_the_file_changed_is_the_file_s_for_good(self) -> None:
         self.apply(SetWeight("web", A, 7))

@@ -111,7 +111,7 @@ def test_instructions_of_the_codec(tmp_path: Path) -> None:
 class MemoryTransport:
     """A transport that takes everything."""
 
-    peer, peer_port, local, is_plain, buffered = "127.0.0.1", 1, ("127.0.0.1", 80), True, 0
+    peer, peer_port, local, is_plain, buffered, error = "127.0.0.1", 1, ("127.0.0.1", 80), True, 0, None
 
     def __init__(self) -> None:
         self.written = b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 
 import bed
 
@@ -97,6 +98,36 @@ def test_logrotate_moves_every_log(proxy) -> None:
         made.fetch(f"/after-{number}")
     made.wait_for(lambda: access.read_text().count("/after-") == 20, "both workers to write into the new file")
     assert "/after" not in bed.Path(f"{access}.1").read_text()
+
+
+def test_systemd_is_told_and_its_sockets_are_used(proxy) -> None:
+    """Type=notify, the watchdog and socket activation: the proxy serves on a socket it never bound, and says when it is ready."""
+    made = proxy(GOOD, workers=2, start=False)
+    words = made.directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, socket.create_server((bed.HOST, made.http_port)) as listener:
+        manager.bind(str(words))
+        manager.settimeout(20)
+        # What systemd does between fork and exec.
+        start = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
+            "os.execv(sys.argv[2], sys.argv[2:])"
+        )
+        command = [sys.executable, "-c", start, str(listener.fileno()), *bed.TWISTD, "-n", "--pidfile=", "revproxy", "--config"]
+        env = bed.proxy_env() | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "http", "NOTIFY_SOCKET": str(words), "WATCHDOG_USEC": "400000"}
+        with made.log_file.open("ab") as log:
+            made.process = bed.subprocess.Popen(
+                [*command, str(made.config_file)], stdin=bed.subprocess.DEVNULL, stdout=log, stderr=log, cwd=made.directory, env=env,
+                pass_fds=[listener.fileno()],
+            )  # fmt: skip
+        assert manager.recv(300).startswith(b"READY=1\nMAINPID=%d\n" % made.pid)
+        assert made.is_ready()
+        assert manager.recv(300) == b"WATCHDOG=1"
+        listener.close()
+        assert made.fetch("/")[0] in (502, 503)
+        made.process.terminate()
+        while not (said := manager.recv(300)).startswith(b"STOPPING=1"):
+            assert said == b"WATCHDOG=1"
+        assert made.process.wait(20) == 0
 
 
 def test_port_0_picks_one_and_tells(proxy) -> None:

@@ -44,7 +44,8 @@ class Choosing(SynchronousTestCase):
 
     def test_files_are_matched_by_the_names_inside(self):
         files = (self.pair("other.example"), self.pair("*.files.example"), self.pair("b.example"))
-        sites = SiteCertificates((Site("b.example", ("b.example", "*.files.example"), tls=SiteTls("files")),), Certificates(files), self.vault)
+        site = Site("b.example", ("b.example", "*.files.example"), tls=SiteTls("files"))
+        sites = SiteCertificates((site,), Certificates(files), self.vault)
         shown = [self.context(sites, name) for name in ("b.example", "x.files.example", "y.files.example")]
         self.assertIs(shown[1], shown[2])
         self.assertIsNot(shown[0], shown[1])

@@ -74,8 +74,11 @@ class Hellos(SynchronousTestCase):
             read(hello(sni(b"a.example") + sni(b"b.example")))
 
     def test_what_is_not_tls(self):
-        for data in (b"GET / HTTP/1.1\r\n", b"\x00\x00\x00\x08", b"\x16\x02\x00\x00\x05hello", b"\x16\x03\x01\x00\x00", b"\x16\x03\x01\xff\xff",
-                     b"\x16\x03\x01\x00\x05\x02\x00\x00\x00\x00", b"SSH-2.0-"):  # fmt: skip
+        records = (
+            b"\x16\x02\x00\x00\x05hello", b"\x16\x03\x01\x00\x00", b"\x16\x03\x01\xff\xff",
+            b"\x16\x03\x01\x00\x05\x02\x00\x00\x00\x00",
+        )  # fmt: skip
+        for data in (b"GET / HTTP/1.1\r\n", b"\x00\x00\x00\x08", b"SSH-2.0-", *records):
             with self.assertRaises(BadHello, msg=data):
                 read(data)
 

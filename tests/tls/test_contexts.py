@@ -50,7 +50,7 @@ class Contexts(SynchronousTestCase):
         return context
 
     def test_modern_versions_only_and_http_1_1(self):
-        ours, theirs = shake(server_context(self.pair, (b"http/1.1",)), self.client())
+        _, theirs = shake(server_context(self.pair, (b"http/1.1",)), self.client())
         self.assertEqual((theirs.version(), theirs.selected_alpn_protocol()), ("TLSv1.3", "http/1.1"))
         _, theirs = shake(server_context(self.pair, ()), self.client(most=ssl.TLSVersion.TLSv1_2))
         self.assertEqual(theirs.version(), "TLSv1.2")

@@ -32,7 +32,7 @@ from twistedproxy.config.model import (
 from twistedproxy.errors import Cause, ChangeRefused, ProxyError
 from twistedproxy.pool.pool import Lease
 from twistedproxy.pool.server import Outcome
-from twistedproxy.worker import service
+from twistedproxy.worker import overload, service
 from twistedproxy.worker.service import Worker
 
 A, B, C = Address("127.0.0.1:9001"), Address("127.0.0.1:9002"), Address("db.example:5432")
@@ -123,7 +123,7 @@ class Base(SynchronousTestCase):
     def setUp(self) -> None:
         HttpFront.made, StreamFront.made = [], []
         self.patch(service, "HttpFront", HttpFront)
-        self.patch(service, "Pulse", StillPulse)
+        self.patch(overload, "Pulse", StillPulse)
         StillPulse.waited = 0.0
         self.patch(service, "StreamFront", StreamFront)
         self.reactor = MemoryReactorClock()
@@ -314,6 +314,37 @@ class ApplyTests(Base):
         self.worker.apply(RemoveServer("web", Address(two.server.address), now=True), 3)
         self.assertEqual(cut_one, [])
         self.assertEqual([type(e).__name__ for e in cut_two], ["Drained"])
+
+    def test_removed_now_is_removed_first(self) -> None:
+        """Places that come free while a removed server's sessions are cut go to nobody: those who wait are told that none is left."""
+        self.configure(seen=[Resolved("pg", C, ("127.0.0.1",))])
+        pool = self.worker.pools["pg"]
+        lease, _ = self.session("pg")
+        lease.on_cut(lambda error: lease.release(Outcome.NEUTRAL))
+        answers: list[Any] = []
+        pool.acquire(0, frozenset(), answers.append)
+        self.worker.apply(RemoveServer("pg", C, now=True), 2)
+        self.assertEqual(([type(a).__name__ for a in answers], lease.server.active), (["NoServer"], 0))
+
+    def test_added_and_removed_in_one_batch(self) -> None:
+        self.configure()
+        new = Address("127.0.0.1:9003")
+        self.worker.apply(Batch((AddServer("web", Server(new)), RemoveServer("web", new, now=True))), 2)
+        self.assertEqual(len(self.worker.pools["web"].servers), 2)
+
+    def test_maintenance_then_removed(self) -> None:
+        """A server that is taken out while its maintenance runs does not keep its sessions beyond `drain_tcp`."""
+        self.configure(replace(MODEL, timeouts=Timeouts(drain_tcp_s=5)))
+        lease, cut = self.session()
+        address = Address(lease.server.address)
+        self.worker.apply(SetState("web", address, AdminState.MAINT), 2)
+        self.pass_time(1)
+        self.worker.apply(RemoveServer("web", address), 3)
+        self.assertEqual(cut, [])
+        self.pass_time(4.1)
+        self.assertEqual(len(cut), 1)
+        self.worker.apply(SetWeight("web", B if address == A else A, 2), 4)
+        self.assertEqual(self.worker._cuts, {}, "nothing is remembered of it")
 
     def test_maintenance_cuts_at_the_deadline(self) -> None:
         """Sessions on a server in maintenance have `drain_tcp` to finish; coming back in time spares them."""

@@ -53,7 +53,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         slot=_INT, pid=_INT, state={"type": "string", "enum": ["starting", "serving", "lagging", "stopping", "gone"]},
         revision=_INT, connections=_INT, requests=_INT, lag_seconds=_NUMBER,
     ),
-    "Listener": _object(address=_TEXT, kind={"type": "string", "enum": ["http", "tcp"]}, connections=_INT),
+    "Listener": _object(address=_TEXT, kind={"type": "string", "enum": ["http", "https", "tcp"]}, connections=_INT),
     "Status": _object(
         version=_TEXT, revision=_INT, uptime_seconds=_NUMBER, config_file=_TEXT,
         head_codec={"type": "string", "enum": ["native", "python"]},
@@ -88,7 +88,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 _PARAMETERS = {
-    "site": "Name of the site.", "id": "The id.", "digest": "Of all files of the page; the page itself names it.", "file": "A file of the page.",
+    "site": "Name of the site.", "id": "The id.",
+    "digest": "Of all files of the page; the page itself names it.", "file": "A file of the page.",
     "pool": "Name of the pool.", "revision": "Of a change in the journal.",
     "address": "Address of the server, percent-encoded (unix:%2Frun%2Fapp.sock).",
 }  # fmt: skip

@@ -180,7 +180,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "check", "POST", "/api/v1/config/check", Role.VIEW, "Validate a configuration; placeholders are refused.", "Checked",
         body=(Field("toml", str, "The text of the file.", required=True, high=MOST_TOML),),
     ),
-    Operation("sites", "GET", "/api/v1/sites", Role.VIEW, "All sites with their routes, splits and how often each side was taken.", "Sites"),
+    Operation(
+        "sites", "GET", "/api/v1/sites", Role.VIEW, "All sites with their routes, splits and how often each side was taken.", "Sites",
+    ),
     Operation(
         "change_site", "PATCH", "/api/v1/sites/{site}", Role.OPERATE, "Set maintenance or the weights of a split.",
         "Applied", query=(PREVIEW,),
@@ -192,7 +194,8 @@ OPERATIONS: tuple[Operation, ...] = (
         at_least_one_of=("maintenance", "split"),
     ),
     Operation(
-        "explain", "GET", "/api/v1/explain", Role.VIEW, "What would become of this request, rule by rule, down to the server.", "Explanation",
+        "explain", "GET", "/api/v1/explain", Role.VIEW, "What would become of this request, rule by rule, down to the server.",
+        "Explanation",
         query=(
             Field("method", str, "Default GET.", high=50),
             Field("url", str, "The whole URL.", high=8192),
@@ -201,11 +204,15 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
     ),
     Operation("why_latest", "GET", "/api/v1/why", Role.VIEW, "The newest failed and slow requests, with their ids.", "Stories"),
-    Operation("why", "GET", "/api/v1/why/{id}", Role.VIEW, "The story of one failed or slow request: attempts, health and changes around it.", "Stories"),
+    Operation(
+        "why", "GET", "/api/v1/why/{id}", Role.VIEW,
+        "The story of one failed or slow request: attempts, health and changes around it.", "Stories",
+    ),
     Operation("mirrors", "GET", "/api/v1/mirrors", Role.VIEW, "What became of mirrored requests, and the differences seen.", "Mirrors"),
     Operation("shifts", "GET", "/api/v1/shifts", Role.VIEW, "Guarded shifts, those that are over included.", "Shifts"),
     Operation(
-        "start_shift", "POST", "/api/v1/shifts", Role.OPERATE, "Move the traffic of a split step by step, and back when it gets worse.", "Shift",
+        "start_shift", "POST", "/api/v1/shifts", Role.OPERATE, "Move the traffic of a split step by step, and back when it gets worse.",
+        "Shift",
         body=(
             Field("from", str, "The side that gives.", required=True, high=128),
             Field("to", str, "The side that takes.", required=True, high=128),

@@ -13,7 +13,6 @@ from twistedproxy.config.model import Route, Site
 from twistedproxy.config.site_changes import MOST_WEIGHT, SetMaintenance, SetSplit, find_site
 
 
-
 class TrafficApi:
     """Handlers that `api.Api` inherits; it gives them `_control`, `_apply` and how to answer."""
 
@@ -113,5 +112,3 @@ def _route(route: Route, taken: Mapping[tuple[str, str], int]) -> dict[str, Any]
             for side, n in zip(route.split, requests, strict=True)
         ]  # fmt: skip
     return shown
-
-

@@ -23,7 +23,8 @@ def rfc3339(seconds: float) -> str:
 def status(snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
     model = snapshot.model
     open_now = dict(statistics["gauges"]["connections"])
-    listeners = [(listener.address, "https" if listener.is_tls else "http") for listener in model.http] + [(listener.address, "tcp") for listener in model.tcp]
+    listeners = [(listener.address, "https" if listener.is_tls else "http") for listener in model.http]
+    listeners += [(listener.address, "tcp") for listener in model.tcp]
     return {
         "version": __version__,
         "revision": snapshot.revision,

@@ -12,7 +12,7 @@ from typing import Any
 from twistedproxy.config import schema, tls_checks, values
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.locate import Path, dotted
-from twistedproxy.config.routing import USES, USES_LATER, faults
+from twistedproxy.config.routing import ANSWERS, USES, USES_LATER, faults
 
 Finding = tuple[Path, str]
 Quote = Callable[[Path, str], str]
@@ -110,7 +110,9 @@ def _together(document: schema.File, tree: Mapping[str, Any]) -> Iterator[Findin
         if isinstance(written, list):
             written = written[int(path[3])]
         names = {field.alias or name for name, field in type(route).model_fields.items()}
-        is_whole = not isinstance(written, dict) or (written.keys() <= names and written.keys() <= route.model_fields_set)
+        is_whole = not isinstance(written, dict) or (
+            written.keys() <= names and all(bool(getattr(route, name)) == bool(written.get(name)) for name in ANSWERS)
+        )
         for key, message in faults(route):
             if key or is_whole:
                 yield ((*path, key) if key else path), message

@@ -2,6 +2,7 @@
 
 A `Model` is what file and live changes together mean right now. Names of fields follow the keys of the file; units are in the names.
 Values are read in constructors (of pools, listeners, routes) and die there: nothing on the hot path looks into a model.
+It has over 500 lines: every value a configuration can have is here, each with hardly any behaviour, so that one file answers what there is.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 How it works
     Python's matcher goes back over what it tried, so that a careless pattern takes time exponential in the length of the path.
     A pattern is taken apart and allowed only when that cannot be: no repetition or choice inside a repetition, at most
-    `MOST_REPEATS` repetitions, few optional parts and choices, no back references or look-around. One repetition is linear
-    (square where it may begin anywhere); with two, which must begin with ``^``, the time grows with the square of the path's length, so the paths it is tried on are bounded (`longest_path`).
+    `MOST_REPEATS` repetitions, few optional parts and choices, no back references or look-around. One repetition is linear (square
+    where it may begin anywhere); with two, which must begin with ``^``, the time grows with the square of the path's length.
+    So the paths that such patterns are tried on are bounded (`longest_path`).
 """
 
 from __future__ import annotations

@@ -431,16 +431,16 @@ class Test(Section):
     expect: Expect = key(..., "What must become of it.", reload=LIVE)
 
 
-_ANSWERS = ("pool", "split", "redirect", "respond")
+ANSWERS = ("pool", "split", "redirect", "respond")
 _FOR_SERVERS = ("strip", "rewrite", "host", "retry", "mirror")
 
 
 def faults(route: Route) -> Iterator[tuple[str, str]]:
     """(key, what is wrong) for what the keys of one route cannot say together; the first key is "" for the whole table."""
-    said = [name for name in _ANSWERS if getattr(route, name)]
+    said = [name for name in ANSWERS if getattr(route, name)]
     if len(said) != 1:
         found = f"this says {' and '.join(said)}" if said else "this says none of them"
-        yield "", f"needs exactly one of {', '.join(_ANSWERS)}; {found}"
+        yield "", f"needs exactly one of {', '.join(ANSWERS)}; {found}"
         return
     given = route.model_fields_set
     if said[0] in ("redirect", "respond"):

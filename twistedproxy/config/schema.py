@@ -28,7 +28,7 @@ from twistedproxy.config.routing import (
 )
 from twistedproxy.config.tls import Certificates, ListenerTls, ServerTlsOrFlag
 
-__all__ = [  # noqa: RUF022 - what is declared elsewhere and looked for here
+__all__ = [
     "LIVE", "NEW", "RESTART", "ROUTES", "Networks", "Retry", "Timeouts", "text_value",
     "Headers", "Respond", "Route", "RouteOrPool", "Rule", "Site", "Sticky", "Test",
 ]  # fmt: skip

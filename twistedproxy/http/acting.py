@@ -1,8 +1,8 @@
 """An exchange whose route does more than pass requests on: maintenance, split, answers made here, edits, sticky clients, mirrors.
 
 How it works
-    `Exchange.start` finds actions on its decision and calls `act`, which turns that one exchange into an `ActingExchange`: the same object, with
-    the steps below in place of the plain ones. So a request on a plain route never passes a test for any of this.
+    `Exchange.start` finds actions on its decision and calls `act`, which turns that one exchange into an `ActingExchange`: the same
+    object, with the steps below in place of the plain ones. So a request on a plain route never passes a test for any of this.
 
     ROUTE ▶ maintenance? ▶ which side? ▶ hooks of the chain ▶ answered here? ▶ path and query ▶ ACQUIRE (preferring the server of before)
     SEND: the head wrapped in its edits     RESPOND: paths and cookies put right, the chain's edits, cookies that remember
@@ -252,7 +252,7 @@ class ActingExchange(Exchange):
         super()._finish(now)
         if self._comparison is not None:
             self._comparison.original_done(is_whole=self.error is None and not self._is_spliced)
-        if self._shadow is not None and not self.is_request_complete:
+        if self._shadow is not None and self._shadow.is_collecting:
             self._shadow.give_up("incomplete")
 
 

@@ -48,9 +48,7 @@ class Actions:
         return path, query
 
 
-def compile_actions(
-    site: Site, route: Route, prefix: bytes, matched: bytes, split: Split[Any] | None, is_sticky: bool
-) -> Actions | None:
+def compile_actions(site: Site, route: Route, prefix: bytes, matched: bytes, split: Split[Any] | None, is_sticky: bool) -> Actions | None:
     """None when requests on `route` only pass through; `is_sticky`: a pool it leads to brings clients back to their server."""
     does_more = (
         split is not None or site.is_in_maintenance or prefix or route.rewrite or route.host or route.mirror

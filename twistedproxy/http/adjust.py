@@ -1,8 +1,9 @@
 """What a server says of its own paths, put right for the client when the route took a prefix off or asked under another host.
 
-With ``strip``, the server thinks its application begins at ``/``: a Location of ``/login`` becomes ``/api/login``, a cookie's ``Path=/`` becomes
-``Path=/api``. Absolute URLs are touched only when they name the server itself, the Host it was sent, or the client's own Host; a cookie's Domain
-is dropped when it is the host the server was asked under, which the client never heard of (RFC 6265 4.1.2.3).
+With ``strip``, the server thinks its application begins at ``/``: a Location of ``/login`` becomes ``/api/login``, a cookie's
+``Path=/`` becomes ``Path=/api``. Absolute URLs are touched only when they name the server itself, the Host it was sent, or the
+client's own Host; a cookie's Domain is dropped when it is the host the server was asked under, which the client never heard of
+(RFC 6265 4.1.2.3).
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def set_cookie(value: bytes, prefix: bytes, inside: tuple[bytes, ...]) -> bytes:
     """A Set-Cookie value as the client must see it."""
     pair, *attributes = value.split(b";")
     kept = [pair]
-    for attribute in attributes:
+    for given_attribute in attributes:
+        attribute = given_attribute
         name, equals, given = attribute.partition(b"=")
         kind = name.strip().lower()
         given = given.strip()

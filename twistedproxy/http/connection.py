@@ -8,7 +8,7 @@ buffer and one state.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from twisted.python.failure import Failure
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from twistedproxy.http.front import HttpFront
     from twistedproxy.tls.clients import ClientTls
 
+REQUESTS_PER_TURN = 64
+"""So many pipelined requests that are answered at once are taken from one client before others have their turn."""
 IDLE_LINGER_S = 5.0
 """How long an idle connection may still send one last request when the worker drains."""
 
@@ -53,6 +55,9 @@ class FrontConnection(Timed):
 
     __slots__ = ("front", "transport", "client", "client_port", "exchange", "reading", "is_gone", "response_deadline",
                  "_announced_local", "_buffer", "_partial", "_upload", "_requests", "_born", "_is_paused", "_is_looping")  # fmt: skip
+
+    resets_at_once: ClassVar[bool] = True
+    """Nobody works for a client that is gone, whatever it sent before."""
 
     def __init__(self, front: HttpFront, transport: Transport) -> None:
         super().__init__()
@@ -127,17 +132,23 @@ class FrontConnection(Timed):
     def _read_requests(self, data: bytes) -> None:
         """Start the requests in `data` one after the other, for as long as each is done before the next."""
         self._is_looping = True
+        rounds = 0
         while data and self.reading is _HEAD:
             try:
                 partial = self._partial
                 if partial is None:
                     head = parse_request(data, self.front.limits)
                 else:
+                    was_blank = partial.is_blank
                     head = partial.feed(data)
                     data = partial.data
+                    if was_blank and head is None and not partial.is_blank:
+                        self._head_began()
                 if head is None:
                     if partial is None:
-                        self._head_began(data)
+                        partial = self._partial = PartialRequest(self.front.limits, data)
+                        if not partial.is_blank:
+                            self._head_began()
                     break
             except BadHead as error:
                 self._refuse(error)
@@ -146,13 +157,29 @@ class FrontConnection(Timed):
             self._buffer = data[head.size :] if len(data) > head.size else b""
             self._begin_exchange(head, head.body_length)
             data = self._buffer
+            if data:
+                rounds += 1
+                if rounds == REQUESTS_PER_TURN and self.reading is _HEAD:
+                    self.reading = _HELD_BACK
+                    self.pause_reading()
+                    self.transport.reactor.soon(self._read_on, None)
         self._is_looping = False
 
-    def _head_began(self, data: bytes) -> None:
+    def _read_on(self, _: object) -> None:
+        """The requests that were held back have their turn, if the client takes the answers."""
+        if self.reading is not _HELD_BACK or self.exchange is not None or self.transport.is_full:
+            return
         front = self.front
-        self._partial = PartialRequest(front.limits, data)
+        self.reading = _HEAD
+        front.wheel.arm(self, front.seconds() + front.timeouts.keepalive_s)
+        data, self._buffer = self._buffer, b""
+        self.resume_reading()
+        self._read_requests(data)
+
+    def _head_began(self) -> None:
+        """A head's own deadline runs from its first byte; the first head's from the connection's birth."""
+        front = self.front
         if self._requests:
-            # The head's own deadline runs from its first byte; the first head's from the connection's birth.
             front.wheel.arm(self, front.seconds() + front.timeouts.request_head_s)
 
     def _begin_exchange(self, head: RequestHead, length: int) -> None:
@@ -240,15 +267,16 @@ class FrontConnection(Timed):
             self._upload.splice_to(sink)
 
     def detach(self) -> Transport:
-        """Hand the transport over to a tunnel; `sent_early` is what the client sent ahead."""
+        """Hand the transport over to a tunnel."""
         self.reading = _NOTHING
         self.front.wheel.disarm(self)
         self.transport.unregisterProducer()
         return self.transport
 
-    @property
-    def sent_early(self) -> bytes:
-        return self._buffer
+    def take_early(self) -> bytes:
+        """What the client sent ahead, for the tunnel."""
+        early, self._buffer = self._buffer, b""
+        return early
 
     def exchange_done(self, exchange: Exchange, now: float) -> None:
         """The exchange is over: the next request, or the end of the connection."""
@@ -340,7 +368,7 @@ class FrontConnection(Timed):
                 self.front.wheel.arm(self, self.response_deadline)
             else:
                 exchange.deadline_passed()
-        elif self._partial is not None:
+        elif self._partial is not None and not self._partial.is_blank:
             self._refuse(HeadTimeout("the request head did not come in time"))
         else:
             self._close(may_have_input=False)
@@ -356,7 +384,7 @@ class FrontConnection(Timed):
 
     def keep_no_longer(self, seconds: float) -> None:
         """An idle connection's time is shortened to `seconds` from now: others need its place."""
-        if self.exchange is None and self.reading is _HEAD and self._requests and self._partial is None:
+        if self.exchange is None and self.reading is _HEAD and self._requests and (self._partial is None or self._partial.is_blank):
             self.front.wheel.arm(self, min(self.front.seconds() + seconds, self.deadline))
 
     def cut(self) -> None:
@@ -375,13 +403,8 @@ class FrontConnection(Timed):
     def resumeProducing(self) -> None:
         if self.exchange is not None:
             self.exchange.resume_response()
-        elif self.reading is _HELD_BACK:
-            front = self.front
-            self.reading = _HEAD
-            front.wheel.arm(self, front.seconds() + front.timeouts.keepalive_s)
-            data, self._buffer = self._buffer, b""
-            self.resume_reading()
-            self._read_requests(data)
+        else:
+            self._read_on(None)
 
     def stopProducing(self) -> None:
         """The transport is gone; `connectionLost` says so too."""

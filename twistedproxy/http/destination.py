@@ -17,7 +17,9 @@ KeyOf = Callable[[RequestHead, str], int]
 class Destination:
     """Pool, limits and counters of one route; the fields are read on every request, so they are plain attributes."""
 
-    __slots__ = ("pool", "counts", "site", "max_body", "timeouts", "key_of", "via", "sticky", "tries", "retry_on", "keepalive", "send_proxy")
+    __slots__ = (
+        "pool", "counts", "site", "max_body", "timeouts", "key_of", "via", "sticky", "tries", "retry_on", "keepalive", "send_proxy",
+    )  # fmt: skip
 
     def __init__(self, site: Site, route: Route, pool: Pool, metrics: Metrics) -> None:
         spec = pool.spec

@@ -122,6 +122,8 @@ class Exchange:
     _held: bytes | None = b""
     """The request body, while all that came of it is at hand; None from when some of it was passed on unheld."""
     _response_length = 0
+    _blames_server = True
+    """False when a server closed an idle connection in the moment it was used, which is its good right."""
 
     def __init__(self, connection: FrontConnection, head: RequestHead, request_id: bytes, now: float) -> None:
         self.connection = connection
@@ -369,6 +371,7 @@ class Exchange:
         """One server did not work out, and the client saw nothing of it: another try, or the error."""
         self.error = error
         if not self._try_again(reason, outcome_of(error, 0) if reason != REUSED else Outcome.NEUTRAL):
+            self._blames_server = reason != REUSED
             self.fail(error)
 
     def _try_again(self, reason: str, outcome: Outcome) -> bool:
@@ -501,9 +504,10 @@ class Exchange:
         self.head_at = self.front.seconds()
         connection.write(forwarding.switching(head, self._upgrade))
         self._upstream = None
-        self._relay = tunnel(connection, upstream, self.decision.destination.timeouts, self._tunnel_done)
+        early = connection.take_early()
+        self._relay = tunnel(connection, upstream, len(early), self.decision.destination.timeouts, self._tunnel_done)
         lease.on_cut(self._relay.cut)
-        self._relay.start(from_a=connection.sent_early, from_b=data)
+        self._relay.start(from_a=early, from_b=data)
 
     def _tunnel_done(self, error: ProxyError | None) -> None:
         assert self._relay is not None
@@ -581,12 +585,15 @@ class Exchange:
         if lease is not None:
             self._lease = None
             server = lease.server.address
-            outcome = _OK if self.error is None and self.status < 500 else outcome_of(self.error, self.status)
+            outcome = _OK if self.error is None and self.status < 500 else self._outcome()
             lease.release(outcome, self.head_at - self.started if self.head_at >= 0 else -1.0)
         if self._retries is not None:
             self._retries.done()
         record(self, server, now - self.started)
         self.connection.exchange_done(self, now)
+
+    def _outcome(self) -> Outcome:
+        return outcome_of(self.error, self.status) if self._blames_server else Outcome.NEUTRAL
 
 
 def host_of(server: Server) -> bytes:

@@ -1,8 +1,8 @@
 """What would become of this request, and why: the whole way from host to server, without sending anything.
 
-The decision is `Router.route`, the request for the server is made by the functions of the data path, and the server is picked by a copy of the
-pool's balancer, so that an explanation cannot differ from what happens. Used by ``revproxy explain`` with and without a daemon, by the API, for
-``X-Revproxy-Explain`` on live requests, and by the tests in the file (`trials`).
+The decision is `Router.route`, the request for the server is made by the functions of the data path, and the server is picked by
+a copy of the pool's balancer, so that an explanation cannot differ from what happens. Used by ``revproxy explain`` with and without a
+daemon, by the API, for ``X-Revproxy-Explain`` on live requests, and by the tests in the file (`trials`).
 """
 
 from __future__ import annotations
@@ -195,10 +195,16 @@ def _pick(known: Known, route: Route, imagined: Imagined, answer: Explanation) -
         why = server.why_not(0.0)
         answer["servers"].append(
             {
-                "address": server.address, "weight": server.weight, "state": server.state.value, "health": server.health.value,
-                "ejected": server.address in known.ejected, "backup": server.is_backup, "available": not why,
-                "why_not": why or None, "is_picked": server.address == picked,
-            }  # fmt: skip
+                "address": server.address,
+                "weight": server.weight,
+                "state": server.state.value,
+                "health": server.health.value,
+                "ejected": server.address in known.ejected,
+                "backup": server.is_backup,
+                "available": not why,
+                "why_not": why or None,
+                "is_picked": server.address == picked,
+            }
         )
         told = f"not available: {why}" if why else ("picked" if server.address == picked else "available")
         steps.append(f"server {server.address}: weight {server.weight}, {server.state.value}, {server.health.value}: {told}")

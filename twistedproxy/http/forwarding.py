@@ -148,13 +148,13 @@ _RESPONSE_DROPPED = _ALWAYS_DROPPED | Kind.INTERNAL
 
 def response(head: ResponseHead, body_length: int, is_http10: bool, keep_alive: bool) -> bytes:
     """The response head for the client. With `keep_alive` False it announces the close."""
-    if keep_alive and body_length >= 0 and not is_http10 and head.minor == 1:  # nearly always
+    if keep_alive and body_length > 0 and not is_http10 and head.minor == 1:  # nearly always
         return head.write_h1(None, _RESPONSE_DROPPED, _NOTHING, _TAIL)
     start = None if head.minor == 1 else b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))
     drop = _RESPONSE_DROPPED
-    if body_length < 0:
+    if body_length < 0 or head.status == 204:  # which ends with its head, whatever it says (RFC 9110 8.6)
         drop |= Kind.CONTENT_LENGTH
-        if not is_http10:
+        if body_length < 0 and not is_http10:
             return head.write_h1(start, drop, _NOTHING, _CHUNKED_TAIL if keep_alive else _CHUNKED_CLOSE_TAIL)
     if not keep_alive:
         return head.write_h1(start, drop, _NOTHING, _CLOSE_TAIL)

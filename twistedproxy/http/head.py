@@ -92,6 +92,11 @@ class PartialHead(Generic[H]):
         self._line = data.rfind(b"\n") + 1
 
     @property
+    def is_blank(self) -> bool:
+        """Nothing has come but the line end that may precede a head, as some clients send behind a body."""
+        return len(self._buffer) <= 2 and bytes(self._buffer) in (b"\r", b"\r\n")
+
+    @property
     def data(self) -> bytes:
         """Everything fed so far."""
         return bytes(self._buffer)

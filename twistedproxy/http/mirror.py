@@ -193,7 +193,19 @@ class Mirrors:
 class Shadow:
     """One copy: collects, sends, and forgets. It stands in for an exchange towards its upstream connection."""
 
-    __slots__ = ("_body", "_comparison", "_exchange", "_front", "_is_over", "_key", "_lease", "_mirrors", "_upstream", "method", "response_idle_s")
+    __slots__ = (
+        "_body",
+        "_comparison",
+        "_exchange",
+        "_front",
+        "_is_over",
+        "_key",
+        "_lease",
+        "_mirrors",
+        "_upstream",
+        "method",
+        "response_idle_s",
+    )
 
     def __init__(self, mirrors: Mirrors, exchange: Exchange, key: tuple[str, str, str], comparison: Comparison | None) -> None:
         self._mirrors = mirrors
@@ -208,6 +220,11 @@ class Shadow:
         self.method = exchange.method
         self.response_idle_s = 60.0
         mirrors.in_flight += 1
+
+    @property
+    def is_collecting(self) -> bool:
+        """Nothing was sent yet, and nothing decided."""
+        return not self._is_over and self._lease is None
 
     def add(self, data: bytes) -> None:
         """More of the request's body."""
@@ -330,5 +347,3 @@ class Shadow:
         if lease is not None:
             lease.release(outcome)
         self._exchange = None
-
-

@@ -1,8 +1,8 @@
 """Traffic divided over pools by weight, so that a client stays on its side while the weights move.
 
 How it works
-    A client without history gets the side that `draw` in [0, 1) falls on. With a cookie it then keeps that side for as long as the side exists
-    and has a weight above 0. With a stable hash there is nothing to remember: each side scores the client's key (weighted
+    A client without history gets the side that `draw` in [0, 1) falls on. With a cookie it then keeps that side for as long as the
+    side exists and has a weight above 0. With a stable hash there is nothing to remember: each side scores the client's key (weighted
     rendezvous hashing, Thaler and Ravishankar 1998; Schindelhauer and Schomaker 2005) and the best score wins, so that a change
     of weights moves exactly the part of the clients that must move, and all of them to sides that grew.
 """

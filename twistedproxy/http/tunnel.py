@@ -32,13 +32,19 @@ def has_agreed(asked: RequestHead, answer: ResponseHead, upgrade: bytes | None) 
 
 
 def tunnel(
-    client: FrontConnection, server: UpstreamConnection, timeouts: Timeouts, on_done: Callable[[ProxyError | None], None]
+    client: FrontConnection, server: UpstreamConnection, early: int, timeouts: Timeouts, on_done: Callable[[ProxyError | None], None]
 ) -> Relay:
-    """Take both connections out of HTTP; the relay returned is not started yet. Bytes are counted by the listener as they pass."""
+    """Take both connections out of HTTP; the relay returned is not started yet. Bytes are counted by the listener as they pass.
+
+    It will begin with the `early` bytes that the client sent ahead, which the listener has counted as they came.
+    """
     counts = client.front.counts
+    uncounted = -early
 
     def count(from_client: int, from_server: int) -> None:
-        counts.bytes_in += from_client
+        nonlocal uncounted
+        counts.bytes_in += from_client + uncounted
+        uncounted = 0
         counts.bytes_out += from_server
 
     return Relay(

@@ -97,7 +97,7 @@ class UpstreamConnection(Timed):
         """The exchange is over. With `keep`, the connection waits for the next one if it is clean."""
         self.exchange = None
         idle = self._idle
-        if keep and self._may_reuse and self.state is _IDLE and len(idle) < self._keepalive.size:
+        if keep and self._may_reuse and self.state is _IDLE and self.transport.error is None and len(idle) < self._keepalive.size:
             self.served += 1
             if self._is_paused:
                 self.resume_reading()
@@ -284,8 +284,8 @@ class UpstreamConnection(Timed):
         if self.state is _BODY and self._left == UNTIL_CLOSE and self._chunks is None and self.exchange is not None:
             exchange = self.exchange
             self._end()
+            self.transport.loseConnection()  # in order, before the exchange lets go of what it takes for unfinished
             exchange.response_data(b"", True)
-            self.transport.loseConnection()
         elif self.exchange is not None and self.state in (_HEAD, _BODY):
             self._fail(ServerClosed("the server closed the connection before its answer was complete"))
         else:

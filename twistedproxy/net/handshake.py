@@ -175,10 +175,11 @@ class _Handshake(Timed, Generic[E]):
         return "handshake"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor gives it up, because of an exception out of a callback."""
-        if self._on_failed is not None:
-            self._end()
-            self.sock.close()
+        """The reactor gives it up, because of an exception on the way; it has logged which."""
+        self.fail(self._broken())
+
+    def _broken(self) -> E:
+        raise NotImplementedError
 
 
 class ServerHandshake(_Handshake[ProxyError]):
@@ -278,6 +279,9 @@ class ServerHandshake(_Handshake[ProxyError]):
         if not self.is_over:
             self.reactor.addReader(self)
 
+    def _broken(self) -> ProxyError:
+        return TlsFailed("the handshake failed inside the proxy; the log says why")
+
     def _explain(self, error: SSL.Error) -> ProxyError:
         return TlsFailed(f"TLS handshake: {reason_of(error)}")
 
@@ -289,7 +293,7 @@ class ServerHandshake(_Handshake[ProxyError]):
 
 
 class HelloReader(ServerHandshake):
-    """Only reads what the client's TLS says first; `choose` may refuse it. The transport is a plain one, and not a byte of TLS was taken."""
+    """Only reads what the client's TLS says first; `choose` may refuse it. The transport is a plain one; no byte of TLS was taken."""
 
     __slots__ = ()
 
@@ -341,6 +345,9 @@ class ClientHandshake(_Handshake[ServerTlsFailed]):
         address = self._address
         use = self._use
         transport.on_closing = lambda tls: use.remember(address, tls)
+
+    def _broken(self) -> ServerTlsFailed:
+        return ServerTlsFailed(f"{self._address}: the handshake failed inside the proxy; the log says why", blames_server=False)
 
     def _explain(self, error: SSL.Error) -> ServerTlsFailed:
         assert self.tls is not None

@@ -2,8 +2,8 @@
 
 How it works
     On every tick of the owner an eventfd becomes readable and takes its place in the kernel's line of ready descriptors, behind all
-    that are ready already. The time until it is read is what a request waits before anybody looks at it. The lateness of timers would say less: they
-    are looked at between two batches of events, however many batches are waiting.
+    that are ready already. The time until it is read is what a request waits before anybody looks at it. The lateness of timers would
+    say less: they are looked at between two batches of events, however many batches are waiting.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ class ProxyReactor(epollreactor.EPollReactor):
         self._parked: set[int] = set()
         """Descriptors in epoll with neither IN nor OUT asked for."""
         self._soon: list[tuple[Callable[[Any], None], Any]] = []
+        self._fresh: set[int] = set()
+        """Descriptors put into epoll since the last poll: an event in hand for one of these was meant for its former owner."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._crash_log = SparseLog(Logger(namespace="twistedproxy.net.reactor"), self.seconds, every_s=1.0)
 
@@ -53,9 +55,15 @@ class ProxyReactor(epollreactor.EPollReactor):
         timed_calls = self._pendingTimedCalls
         seconds = self.seconds
         soon = self._soon
+        fresh = self._fresh
         wait = -1.0 if timeout is None else timeout
         while True:
-            for fd, event in poll(0 if soon else wait, MAX_EVENTS):
+            events = poll(0 if soon else wait, MAX_EVENTS)
+            if fresh:
+                fresh.clear()
+            for fd, event in events:
+                if fresh and fd in fresh:
+                    continue
                 selectable = selectables.get(fd)
                 if selectable is None:
                     continue
@@ -146,6 +154,7 @@ class ProxyReactor(epollreactor.EPollReactor):
             self._poller.modify(fd, mask)
         elif fd not in self._selectables:
             self._poller.register(fd, mask)
+            self._fresh.add(fd)
             self._parked.add(fd)
             self._selectables[fd] = selectable
 
@@ -184,6 +193,7 @@ class ProxyReactor(epollreactor.EPollReactor):
                 self._poller.modify(fd, event | antievent)
             else:
                 self._poller.register(fd, event)
+                self._fresh.add(fd)
                 selectables[fd] = xer
             primary.add(fd)
 

@@ -177,12 +177,13 @@ class Splice:
         if left is not None:
             self._left = left - count
         self._push(pipe)
+        if not self.is_active:
+            return
         if self.held:
             self._quantum = SLOW_READ
             self._until_growth = READS_TO_GROW
-            if self.is_active:
-                self._block()
-                self.sink.await_writable()
+            self._block()
+            self.sink.await_writable()
         elif self._left == 0 or (left is None and count < SMALL_READ):
             self._finish()
         elif count == want < PIPE_BYTES:

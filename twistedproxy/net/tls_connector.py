@@ -1,6 +1,6 @@
 """Opens a connection to a server that speaks TLS: TCP, perhaps a PROXY header in the clear, then the handshake and a look at the name.
 
-`TlsConnector.to` gives a function that is called like `connector.connect` and keeps its promises; the handshake has a time limit of its own.
+`TlsConnector.to` gives a function that is called like `connector.connect` and keeps its promises; the handshake has its own time limit.
 A certificate that is not the right one fails the attempt before a byte of the request is sent, so another server may be tried.
 """
 
@@ -38,7 +38,7 @@ class Connect(Protocol):
 
 
 class TlsConnector:
-    """TLS with the servers of one pool. Without `use`, its files are not there (yet): every attempt fails, nothing ever goes in the clear."""
+    """TLS with the servers of one pool. Without `use` its files are not there (yet): every attempt fails, nothing goes in the clear."""
 
     def __init__(self, pool: str, use: ServerTlsUse | None, seconds: Callable[[], float]) -> None:
         self.pool = pool

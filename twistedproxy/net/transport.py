@@ -99,9 +99,9 @@ class Transport(Timed):
     A flavour that encrypts passes its own `_recv` and `_send` (same contract as the socket's: `BlockingIOError` when nothing can be done).
     """
 
-    __slots__ = ("reactor", "wheel", "sock", "protocol", "peer", "peer_port", "buffered", "state", "write_stall_s",
+    __slots__ = ("reactor", "wheel", "sock", "protocol", "peer", "peer_port", "buffered", "state", "error", "write_stall_s",
                  "splice_in", "splice_out", "_recv", "_send", "_fd", "_out", "_read", "_write", "_producer", "_producer_waits",
-                 "_on_fin", "_on_hangup", "_error", "_unsent", "_progress_at")  # fmt: skip
+                 "_on_fin", "_on_hangup", "_unsent", "_progress_at")  # fmt: skip
 
     stays_watched: ClassVar[bool] = True
     is_plain: ClassVar[bool] = True
@@ -123,6 +123,8 @@ class Transport(Timed):
         self.buffered = 0
         """Bytes taken by `write` that the kernel has not taken yet."""
         self.state = _OPEN
+        self.error: Exception | None = None
+        """Why nothing can be sent any more, although the owner was not told yet."""
         self.splice_in: Splice | None = None
         """Takes over reading while it is set."""
         self.splice_out: Splice | None = None
@@ -134,7 +136,6 @@ class Transport(Timed):
         self._producer_waits = False
         self._on_fin: Callable[[], None] | None = None
         self._on_hangup: Callable[[], None] | None = None
-        self._error: Exception | None = None
         self._unsent = 0
         """What waited at the last look for progress (-1: progress was made since); while lingering, the bytes discarded."""
         self._progress_at = 0.0
@@ -196,8 +197,8 @@ class Transport(Timed):
 
     def end_of_input(self) -> None:
         """EOF: told as such, unless the connection had failed already or is over with it."""
-        if self._error is not None:
-            self.lose(self._error)
+        if self.error is not None:
+            self.lose(self.error)
             return
         is_over = self._write is WriteSide.FINISHED
         if is_over:
@@ -305,8 +306,8 @@ class Transport(Timed):
             if self.buffered or self._write is WriteSide.FAILED or self.state is _CLOSED:
                 return
         if self.splice_out is not None:
-            self.splice_out.sink_writable()
-            if self.splice_out is not None and self.splice_out.held:
+            self.splice_out.sink_writable()  # its end may write here, or end us
+            if self.buffered or (self.splice_out is not None and self.splice_out.held):
                 return
         self._flushed()
 
@@ -315,6 +316,8 @@ class Transport(Timed):
         if self.state is _CLOSED or self._write is WriteSide.FAILED:
             return
         self.reactor.removeWriter(self)
+        if self.state is _LINGERING and self._write is WriteSide.FINISHED:
+            return  # the deadline is that of discarding by now
         self.wheel.disarm(self)
         if self.state is _CLOSING:
             self.lose(None)
@@ -341,7 +344,7 @@ class Transport(Timed):
     def fail_write(self, error: Exception, is_fatal: bool = False) -> None:
         """Drop the output. While we read, the reader finds out after what the peer sent before; else it is told next turn."""
         self._write = WriteSide.FAILED
-        self._error = error
+        self.error = error
         self._out = None
         self.buffered = 0
         if self.state is not _CLOSED:
@@ -350,7 +353,7 @@ class Transport(Timed):
         self._soon(self._lose_after_failure, is_fatal)
 
     def _lose_after_failure(self, is_fatal: bool) -> None:
-        error = self._error
+        error = self.error
         if self.state is _CLOSED or error is None:
             return
         is_reset = isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ECONNRESET)
@@ -368,7 +371,7 @@ class Transport(Timed):
         if self._has_output():
             self.watch_for_stall()
         else:
-            self._lose_soon(self._error)
+            self._lose_soon(self.error)
 
     def loseWriteConnection(self, on_sent: Callable[[], None] | None = None) -> None:
         """Send what is left, then FIN; `on_sent` is called at once if FIN could be sent at once. Reading goes on."""
@@ -415,7 +418,7 @@ class Transport(Timed):
     def abortConnection(self) -> None:
         """Reset the connection: the socket is closed at once, `connectionLost` comes from the reactor's next turn."""
         if self.state is not _CLOSED:
-            self._lose_soon(self._error or ConnectionAborted())
+            self._lose_soon(self.error or ConnectionAborted())
 
     def _finish(self) -> None:
         """Send FIN from inside a call of the owner: if the connection is over with it, that is told next turn."""
@@ -439,7 +442,7 @@ class Transport(Timed):
         """The end, told at once, so only for calls that come from the reactor or the wheel. None: both sides are done."""
         protocol = self._close(reset=error is not None)
         if protocol is not None:
-            protocol.connectionLost(_DONE if error is None else Failure(self._error or error))
+            protocol.connectionLost(_DONE if error is None else Failure(self.error or error))
 
     def _close(self, reset: bool) -> Receiver | None:
         """Close the socket; returns the protocol that has to be told, once."""
@@ -537,14 +540,14 @@ class Transport(Timed):
     def hung_up(self, event: int) -> None:
         """The reactor's word on a paused connection: FIN (if watched), both sides ended, or an error."""
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code and self._error is None:
-            self._error = OSError(code, errno.errorcode.get(code, "?"))
-        if self._error is not None:
-            # What had come before the reset may still be read, but a relay passes a reset on at once.
-            if self._read is _PAUSED and not getattr(self.protocol, "resets_at_once", False) and self.peer_seen() is PeerSeen.HAS_SENT:
+        if code and self.error is None:
+            self.error = OSError(code, errno.errorcode.get(code, "?"))
+        if self.error is not None:
+            # What had come before the reset may still be read, unless the owner has no use for it, as a relay, which passes resets on.
+            if not getattr(self.protocol, "resets_at_once", False) and self._has_unread():
                 self.reactor.forget(self)
             else:
-                self.lose(self._error)
+                self.lose(self.error)
                 return
         elif event & select.EPOLLHUP:
             self.reactor.forget(self)  # FIN both ways with input left to read; epoll would say so for ever
@@ -553,6 +556,13 @@ class Transport(Timed):
         if self._on_hangup is not None:
             told, self._on_hangup = self._on_hangup, None
             told()
+
+    def _has_unread(self) -> bool:
+        """We are not reading, and something has come that shall be read later."""
+        splice = self.splice_in
+        if splice is not None and splice.is_blocked:
+            return splice.held > 0 or self.peer_seen() is PeerSeen.HAS_SENT
+        return self._read is _PAUSED and self.peer_seen() is PeerSeen.HAS_SENT
 
     def peer_seen(self) -> PeerSeen:
         """Look at what has come without taking it."""

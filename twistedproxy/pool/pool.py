@@ -68,6 +68,11 @@ class Lease:
         if pool._waiters:
             pool._hand_over(server)
 
+    def forfeit(self) -> None:
+        """Whoever it was given to has failed with it: the place is free, and should he release it after all, that is no error."""
+        self.release(Outcome.NEUTRAL)
+        self.__class__ = _Forfeited
+
     @property
     def is_held(self) -> bool:
         return self._pool is not None
@@ -80,6 +85,13 @@ class Lease:
 
     def __repr__(self) -> str:
         return f"<Lease {self.server.address}{'' if self.is_held else ' released'}>"
+
+
+class _Forfeited(Lease):
+    __slots__ = ()
+
+    def release(self, outcome: Outcome, latency_s: float = -1.0) -> None:
+        """The place was given back already."""
 
 
 class Pool:
@@ -132,13 +144,6 @@ class Pool:
     def server(self, address: str) -> Server | None:
         """The server of this canonical address, if it is in the pool."""
         return self._by_address.get(address)
-
-    def forget_connections(self) -> None:
-        """Idle connections are closed, and those in use will not be idle again: how servers are talked to has changed."""
-        for server in (*self._by_address.values(), *self._departed.values()):
-            idle, server.idle = server.idle, []
-            for connection in tuple(idle):
-                connection.close()
 
     def update(self, spec: PoolSpec) -> list[Server]:
         """Be what `spec` says; returns the servers that left, which live on until their leases end.
@@ -389,3 +394,11 @@ class Pool:
     def cut(self, server: Server, error: ProxyError) -> None:
         """Tell every session and tunnel of `server` to end now, because of `error`."""
         server.cut(error)
+
+
+def forget_connections(pool: Pool) -> None:
+    """Idle connections are closed, and those in use will not be idle again: how the servers are talked to has changed."""
+    for server in (*pool._by_address.values(), *pool._departed.values()):
+        idle, server.idle = server.idle, []
+        for connection in tuple(idle):
+            connection.close()

@@ -52,6 +52,8 @@ class Queued(Timed):
         except Exception:
             # We stand in the middle of somebody else's request: its fate must not hang on this one's.
             _log.failure("a waiter in the queue of pool {pool} failed", pool=self._line.pool)
+            if not isinstance(answer, Refusal) and answer.is_held:
+                answer.forfeit()
 
     def deadline_passed(self, now: float) -> None:
         if self._waiter is not None:

@@ -1,7 +1,7 @@
 """PostgreSQL's way into TLS: a request in the clear, one byte of answer, and only then the ClientHello.
 
-After PostgreSQL's "Frontend/Backend Protocol", sections 54.2.10 (SSLRequest) and 54.2.11 (GSSENCRequest). Whoever stands between client and server
-must see to it that nothing is smuggled in before TLS begins: more than the one message, or more than the one byte, ends the connection
+After PostgreSQL's "Frontend/Backend Protocol" (SSLRequest, GSSENCRequest). Whoever stands between client and server must see to it that
+nothing is smuggled in before TLS begins: more than the one message, or more than the one byte, ends the connection
 (CVE-2021-23214, CVE-2021-23222). Clients may also begin with TLS at once (``sslnegotiation=direct``, PostgreSQL 17).
 """
 
@@ -16,8 +16,17 @@ from twistedproxy.clock import Timed, Wheel
 from twistedproxy.errors import BadHello, ConnectFailed, ServerTlsFailed
 from twistedproxy.net.transport import Transport
 
+
+def _error(code: str, text: str) -> bytes:
+    """An ErrorResponse: severity, SQLSTATE and message."""
+    fields = f"SFATAL\0VFATAL\0C{code}\0M{text}\0\0".encode()
+    return b"E" + (len(fields) + 4).to_bytes(4) + fields
+
+
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 GSS_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x30"
+REFUSAL = _error("28000", "this address wants TLS; connect with sslmode=require")
+"""What a client in the clear is told, in its own words."""
 WILLING = b"S"
 UNWILLING = b"N"
 
@@ -38,6 +47,8 @@ class Preface:
             raise BadHello("this is neither TLS nor PostgreSQL's request for it", data)
         request = data[:8]
         if request not in (SSL_REQUEST, GSS_REQUEST):
+            sock.recv(len(data))  # closing with it unread would reset the connection before the refusal is seen
+            sock.send(REFUSAL)
             raise BadHello("this listener wants TLS (for PostgreSQL: sslmode=require)", data)
         if len(data) > len(request):
             raise BadHello("bytes came before TLS was agreed upon", data)

@@ -12,7 +12,7 @@ and their FIN together; but one that ends without having sent a byte is given `E
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from twisted.python.failure import Failure
 
@@ -57,6 +57,9 @@ class Session(Timed):
 
     __slots__ = ("state", "ip", "port", "pool", "_hello", "_front", "_client", "_destination", "_leftover", "_began", "_connect_began", "_latency_s",
                  "_tried", "_tries_left", "_is_retry", "_queued", "_lease", "_attempt", "_relay", "_error", "__weakref__")  # fmt: skip
+
+    resets_at_once: ClassVar[bool] = True
+    """Nobody works for a client that is gone, whatever it sent before."""
 
     def __init__(
         self,
@@ -272,7 +275,7 @@ class Session(Timed):
 
     def _client_ended(self) -> None:
         """Its FIN has come before there was a server."""
-        if not self._leftover and self._client.peer_seen() is not PeerSeen.HAS_SENT:
+        if not self._leftover and self._client.peer_seen() in (PeerSeen.ENDED, PeerSeen.RESET):
             self._front.wheel.arm(self, self._front.seconds() + EMPTY_FIN_GRACE_S)
 
     def deadline_passed(self, now: float) -> None:

@@ -144,7 +144,8 @@ class CertificateFiles:
                 pem.judge_pair(chain, key)
         except pem.BadPem as e:
             what = "cannot be used" if is_first else "is not taken over, what was there before stays in use"
-            self.log.error("{used_by}: a certificate {what}: {file} {why}", used_by=", ".join(file.used_by), what=what, file=where, why=str(e))
+            used_by = ", ".join(file.used_by)
+            self.log.error("{used_by}: a certificate {what}: {file} {why}", used_by=used_by, what=what, file=where, why=str(e))
             return
         facts = pem.facts(chain[0])
         file.view = CertificateView(file.used_by, file.cert, facts.names, facts.not_before, facts.not_after, facts.issuer)

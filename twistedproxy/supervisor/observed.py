@@ -43,7 +43,7 @@ MakeNames = Callable[[Any, Callable[[Resolved], None]], Names]
 
 
 class Observed:
-    """`broadcast` sends observations to the workers, `publish` tells the event stream, `rows` gives servers their place in the scoreboard."""
+    """`broadcast` sends observations to the workers, `publish` tells the event stream, `rows` are the servers' places in the scoreboard."""
 
     log = Logger()
 
@@ -109,6 +109,10 @@ class Observed:
         for row in self._rows.update(self._model):
             self.put(row)
         self.start()
+
+    def look_at_certificates(self) -> None:
+        """A reload means their files too, whether or not the configuration names others."""
+        self._certificates.look()
 
     @property
     def health(self) -> Mapping[tuple[str, str], HealthSeen]:

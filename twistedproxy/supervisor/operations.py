@@ -353,7 +353,7 @@ def sentence(change: Mapping[str, Any]) -> str:
         return "; ".join(sentence(part) for part in change["changes"])
     if change["kind"] == "replace_config":
         return "the configuration file: " + ("; ".join(change.get("changes", ())) or "no value changed")
-    where = " ".join(str(change[key]) for key in ("pool", "server", "site") if key in change)
+    where = " ".join(str(change[key]) for key in ("pool", "server", "site", "path") if key in change)
     return f"{change['kind']} {where}: {change.get('before')} → {change.get('after')}"
 
 

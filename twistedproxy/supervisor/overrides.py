@@ -18,7 +18,8 @@ from twistedproxy.config.site_changes import SetMaintenance, SetSplit
 from twistedproxy.errors import ChangeRefused
 
 FIELDS = ("presence", "weight", "state", "max_connections", *site_changes.FIELDS)
-"""Of a server, or (the last ones, with the site as `pool` and the path as `server`) of a site. In the order in which they are laid over a server; ``presence`` is the server itself, None when it is not there."""
+"""In the order in which they are laid over a server; the last ones are laid over a site, which stands as `pool`, with the path as
+`server`. ``presence`` is the server itself, None when it is not there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,12 +116,12 @@ class Supervisor(Service):
             scoreboard_fd=board.fd,
             columns=board,
             on_change=self._worker_changed,
-            on_failures=lambda rows: self._observed.saw_failures(rows),
+            on_failures=self._saw_failures,
             nursery=nursery,
         )
         self.questions = Questions(self, wall)
         self.shifts = Shifts(self, wall, os.path.join(self.model.state_dir, "shifts.json") if self.model.state_dir else "")
-        self.explainers: Callable[[], Sequence[str]] = lambda: ()
+        self.explainers: Callable[[], Sequence[str]] = tuple
         """Digests of the tokens that may ask for the trace of a live request."""
         self.operations = Operations(reactor, self, journal, wall, file, current, in_thread)
         self._loop = LoopingCall(self._each_second)
@@ -189,6 +189,7 @@ class Supervisor(Service):
         return await _shield(self.operations.apply(change, terms))
 
     async def reload(self, terms: Terms) -> Applied:
+        self._observed.look_at_certificates()
         return await _shield(self.operations.reload(terms))
 
     def check(self, text: str) -> None:
@@ -210,13 +211,7 @@ class Supervisor(Service):
         return await _shield(self.operations.adopt(terms))
 
     async def ask(self, what: str, arguments: Mapping[str, Any]) -> Any:
-        if what == "shifts":
-            return {"shifts": [shift.shown() for shift in self.shifts.all()]}
-        if what == "start_shift":
-            return (await self.shifts.start(arguments, arguments["by"])).shown()
-        if what == "stop_shift":
-            return (await self.shifts.stop(arguments["id"], arguments["by"], arguments["back"])).shown()
-        return await self.questions.answer(what, arguments)
+        return await (self.shifts if what in self.shifts.questions else self.questions).answer(what, arguments)
 
     def ask_workers(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]:
         return self._fleet.ask(asked)
@@ -331,6 +326,9 @@ class Supervisor(Service):
         return self._observed.plain()
 
     # What happens
+
+    def _saw_failures(self, rows: list[list[Any]]) -> None:
+        self._observed.saw_failures(rows)
 
     def _worker_changed(self, worker: Worker) -> None:
         shown = (worker.pid, _VIEW.get(worker.state, worker.state).value)

@@ -1,11 +1,11 @@
 """Guarded shifts: traffic of a split moves from one side to another step by step, and back to where it began when things get worse.
 
 How it works
-    A shift is a list of steps (the share of `target` in per cent), a pause between them, and a condition to abort on. Each step is an ordinary
-    change of the split, journaled and undoable. Once a second the target's requests since the step began are held against the source's in the
-    same time (`guard`); too few requests say nothing. Somebody else who changes the split meanwhile ends the shift: two hands on
-    one wheel are worse than either. What is under way is kept in ``shifts.json`` in the state directory; after a restart the
-    current step begins anew, so that no step is taken that nobody watched.
+    A shift is a list of steps (the share of `target` in per cent), a pause between them, and a condition to abort on. Each step is
+    an ordinary change of the split, journaled and undoable. Once a second the target's requests since the step began are held
+    against the source's in the same time (`guard`); too few requests say nothing. Somebody else who changes the split meanwhile
+    ends the shift: two hands on one wheel are worse than either. What is under way is kept in ``shifts.json`` in the state
+    directory; after a restart the current step begins anew, so that no step is taken that nobody watched.
 """
 
 from __future__ import annotations
@@ -101,6 +101,16 @@ class Shifts:
 
     # What operators do
 
+    questions = frozenset({"shifts", "start_shift", "stop_shift"})
+
+    async def answer(self, what: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What the admin side asks of shifts, as it shows them."""
+        if what == "start_shift":
+            return (await self.start(arguments, arguments["by"])).shown()
+        if what == "stop_shift":
+            return (await self.stop(arguments["id"], arguments["by"], arguments["back"])).shown()
+        return {"shifts": [shift.shown() for shift in self.all()]}
+
     def all(self) -> Sequence[Shift]:
         return tuple(self._all.values())
 
@@ -120,7 +130,17 @@ class Shifts:
         before = tuple(weights_of(route).items()) if any(s.weight_set is not None for s in route.split) else None
         number = max((int(known) for known in self._all), default=0) + 1
         shift = Shift(
-            str(number), site, route.path, source, target, steps, arguments["every_s"], abort_if, by, str(arguments.get("reason", "")), before
+            str(number),
+            site,
+            route.path,
+            source,
+            target,
+            steps,
+            arguments["every_s"],
+            abort_if,
+            by,
+            str(arguments.get("reason", "")),
+            before,
         )
         self._all[shift.id] = shift
         try:
@@ -207,7 +227,9 @@ class Shifts:
         statistics = self._plane.statistics()
 
         def of(pool: str) -> Sample:
-            return guard.sample({name: [r for r in statistics[name] if tuple(r[:2]) == (shift.site, pool)] for name in ("requests", "durations")})
+            return guard.sample(
+                {name: [r for r in statistics[name] if tuple(r[:2]) == (shift.site, pool)] for name in ("requests", "durations")}
+            )
 
         return of(shift.source), of(shift.target)
 
@@ -215,7 +237,9 @@ class Shifts:
         step = shift.step + 1
         old = self._starts.get(shift.id)
         source, target = self._totals(shift)
-        before = source.since(old[0]) if old is not None and source.requests - old[0].requests >= MIN_REQUESTS else (old[2] if old else None)
+        before = (
+            source.since(old[0]) if old is not None and source.requests - old[0].requests >= MIN_REQUESTS else (old[2] if old else None)
+        )
         share = shift.steps[step]
         self._put(replace(shift, step=step, next_at=self._wall() + shift.every_s))
         applied = await self._set(shift, tuple(_weights(shift, step).items()), f"shift {shift.id}: {shift.target} at {share:g}%")
@@ -289,13 +313,12 @@ class Shifts:
             self.log.error("{path} cannot be read, no shift goes on: {why}", path=self._path, why=str(e))
             return
         for shift in known:
-            if shift.state == RUNNING:
-                shift = replace(shift, next_at=self._wall() + shift.every_s)
-            self._all[shift.id] = shift
+            is_on = shift.state == RUNNING
+            self._all[shift.id] = replace(shift, next_at=self._wall() + shift.every_s) if is_on else shift
 
 
 def _steps(given: Any) -> tuple[float, ...]:
-    wrong = ChangeRefused(400, f'steps are shares in per cent that grow, such as [5, 25, 50, 100]; at most {MOST_STEPS}', "steps")
+    wrong = ChangeRefused(400, f"steps are shares in per cent that grow, such as [5, 25, 50, 100]; at most {MOST_STEPS}", "steps")
     if not isinstance(given, list) or not 0 < len(given) <= MOST_STEPS:
         raise wrong
     if not all(type(step) in (int, float) and 0 < step <= 100 for step in given) or sorted(set(given)) != given:

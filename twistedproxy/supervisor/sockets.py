@@ -115,10 +115,18 @@ class Staged:
 class Sockets:
     """All listening sockets of this process family.
 
-    `tune` sets the TCP options that accepted sockets inherit; `warn` gets sentences for the operator.
+    `tune` sets the TCP options that accepted sockets inherit; `warn` gets sentences for the operator; `handed` are sockets that somebody
+    else bound for us, by address.
     """
 
-    def __init__(self, slots: int, tune: Callable[[socket.socket], None], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        slots: int,
+        tune: Callable[[socket.socket], None],
+        warn: Callable[[str], None],
+        handed: Mapping[str, socket.socket] | None = None,
+    ) -> None:
+        self._handed = handed or {}
         self._slots = slots
         self._tune = tune
         self._warn = warn
@@ -193,6 +201,8 @@ class Sockets:
 
     def _obstacle(self, item: Wanted) -> Problem | None:
         target = _resolve(item.address)
+        if str(target) in self._handed:
+            return None
         try:
             if target.family == socket.AF_UNIX:
                 return _clear_path(item, target.host)
@@ -206,6 +216,9 @@ class Sockets:
 
     def _bind_one(self, item: Wanted) -> _Bound:
         target = _resolve(item.address)
+        if str(target) in self._handed:
+            # A copy, so that the listener may leave the configuration and come back.
+            return _Bound(item, str(target), (self._handed[str(target)].dup(),))
         if target.family == socket.AF_UNIX:
             return self._bind_unix(item, target.host)
         sockets: list[socket.socket] = []

@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from twistedproxy.clock import TICK_S, Wheel
 from twistedproxy.config import changes
-from twistedproxy.config.model import AdminState, Endpoint, HttpListener, Model, SiteTls, endpoint
+from twistedproxy.config.model import AdminState, Endpoint, HttpListener, Model, endpoint
 from twistedproxy.config.model import Pool as PoolSpec
 from twistedproxy.errors import Drained
 from twistedproxy.http.destination import Destination
@@ -30,14 +30,14 @@ from twistedproxy.http.mirror import Mirrors
 from twistedproxy.http.plain_sites import plain_sites
 from twistedproxy.http.routes import Router
 from twistedproxy.http.stories import Stories
-from twistedproxy.net.pulse import Pulse
 from twistedproxy.net.sparse import SparseLog
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
+from twistedproxy.pool.server import Server
 from twistedproxy.stream.front import StreamFront
 from twistedproxy.worker.answers import Answers
-from twistedproxy.worker.overload import Overload
+from twistedproxy.worker.overload import Load
 from twistedproxy.worker.places import Front, ListenerSpec, Place, share
 
 if TYPE_CHECKING:
@@ -88,15 +88,13 @@ class Worker:
         self._no_pool = Pool(PoolSpec(""), seconds=self._seconds, wheel=self.wheel, random=self._random)
         """Where routes lead that answer by themselves."""
         self._stories = Stories()
-        self._mirrors = Mirrors(lambda name: self.pools.get(name), self.metrics.mirrors)
+        self._mirrors = Mirrors(self.pools.get, self.metrics.mirrors)
         self.answers = Answers(self, self._stories, self._mirrors)
         self._router: Router[Destination] = Router((), self._destination)
         self._plain_router = self._router
         """The same for listeners without TLS, where some sites only redirect."""
         self._tls: TlsParts | None = None
         """None until a model asks for TLS."""
-        self._challenges: dict[str, str] = {}
-        """By token: what authorities want to read from us."""
         self._routed: object = None
         """What `_router` was made of."""
         self._slots = 1
@@ -111,9 +109,7 @@ class Worker:
         self._ticks = 0
         self._tick_due = self._seconds() + TICK_S
         self._lag = 0.0
-        self._pulse = Pulse(reactor)
-        self._overload = Overload()
-        self._overload_log = SparseLog(_log, self._seconds)
+        self._load = Load(reactor)
         self._tick_timer = reactor.callLater(TICK_S, self._tick)
         self._queue_timer: Any = None
 
@@ -127,7 +123,8 @@ class Worker:
             from twistedproxy.worker.tls import TlsParts  # noqa: PLC0415 - OpenSSL, which not everybody needs
 
             self._tls = TlsParts(self._seconds)
-        self._take_certificates(observations)
+        if self._tls is not None:
+            self._tls.take(observations)
         self._configure_access_log(model)
         for spec in model.pools.values():
             self._configure_pool(spec)
@@ -135,7 +132,8 @@ class Worker:
         for name in self.pools.keys() - model.pools.keys():
             del self.pools[name]  # nothing leads to it any more; the leases that are out hold it until they end
         self._mind_maintenance()
-        self._configure_tls(model)
+        if self._tls is not None:
+            self._tls.configure(model, self.pools, self._fronts())
         self._configure_routes(model)
         self._configure_places((*model.http, *model.tcp))
         self.observe(observations)
@@ -166,12 +164,13 @@ class Worker:
         sticky = model.sticky_pools
         https = [endpoint(listener.address) for listener in model.http if listener.is_tls]
         https_port = next((place.port for place in https if place.family != socket.AF_UNIX), 0)
-        facts = (model.sites, model.timeouts, pools, https_port, dict(self._challenges))
+        challenges = dict(self._tls.challenges) if self._tls is not None else {}
+        facts = (model.sites, model.timeouts, pools, https_port, challenges)
         if facts == self._routed:
             return
         self._router = self._plain_router = Router(model.sites.values(), self._destination, sticky)
         if any(site.tls for site in model.sites.values()):
-            self._plain_router = Router(plain_sites(model.sites.values(), https_port, self._challenges), self._destination, sticky)
+            self._plain_router = Router(plain_sites(model.sites.values(), https_port, challenges), self._destination, sticky)
         for place in self.places.values():
             if isinstance(place.front, HttpFront):
                 place.front.router = self._router if isinstance(place.spec, HttpListener) and place.spec.is_tls else self._plain_router
@@ -198,31 +197,6 @@ class Worker:
             if place.spec != spec:
                 self._retire(place.serve(spec))
 
-    def _configure_tls(self, model: Model) -> None:
-        """Make sites, pools and listeners use the certificates that are there now; what is open goes on with what it has."""
-        if self._tls is None:
-            return
-        self._tls.configure(model)
-        for spec in model.pools.values():
-            self._tls.fit(self.pools[spec.name], spec)
-        for front in self._fronts():
-            if hasattr(front, "certificates"):
-                front.certificates = self._tls.sites
-
-    def _take_certificates(self, observations: Iterable[changes.Observation]) -> bool:
-        """Keep what concerns TLS; was there any?"""
-        found = False
-        for seen in observations:
-            if isinstance(seen, changes.CertificateRead) and self._tls is not None:
-                self._tls.take(seen)
-                found = True
-            elif isinstance(seen, changes.ChallengeSet):
-                self._challenges.pop(seen.token, None)
-                if seen.answer:
-                    self._challenges[seen.token] = seen.answer
-                found = True
-        return found
-
     def _front(self, spec: ListenerSpec, on_closed: Callable[[], None]) -> Front:
         common: dict[str, Any] = {
             "reactor": self._reactor,
@@ -243,13 +217,9 @@ class Worker:
         if spec.tls is not None or spec.sni:
             from twistedproxy.stream.tls_front import TlsStreamFront  # noqa: PLC0415 - OpenSSL
 
-            return TlsStreamFront(spec, self.pools, context=self._context_of(spec.tls), **common)
+            context = self._tls.context_of(spec.tls) if self._tls is not None and spec.tls is not None else None
+            return TlsStreamFront(spec, self.pools, context=context, **common)
         return StreamFront(spec, self.pools[spec.pool], **common)
-
-    def _context_of(self, tls: SiteTls | None) -> Callable[[], Any] | None:
-        """How a listener that ends TLS gets its certificate of the moment; None for one that does not."""
-        parts = self._tls
-        return None if tls is None or parts is None else lambda: parts.listener(tls)
 
     def _retire(self, front: Front) -> None:
         front.drain()
@@ -280,41 +250,44 @@ class Worker:
     def apply(self, change: changes.Change, revision: int) -> None:
         """Apply one change; `ChangeRefused` when this worker's model is not the one it was made for."""
         model = changes.apply(self.model, change)
-        for part in change.changes if isinstance(change, changes.Batch) else (change,):
-            if isinstance(part, changes.RemoveServer) and part.now:
-                self._cut_server(part.pool, part.server, "was removed")
+        parts = change.changes if isinstance(change, changes.Batch) else (change,)
+        removed = [self._find(part.pool, part.server) for part in parts if isinstance(part, changes.RemoveServer) and part.now]
         before, self.model = self.model, model
         for name, spec in model.pools.items():
             if spec is not before.pools.get(name):
                 self._configure_pool(spec)
+        for found in removed:  # out of its pool by now, so that the places that come free there go to nobody
+            _cut_sessions(found, "was removed")
         self._mind_maintenance()
         if model.sites is not before.sites:
             self._configure_routes(model)
         self.revision = revision
 
     def _mind_maintenance(self) -> None:
-        """Sessions on a server in maintenance are cut after `drain_tcp`, unless it leaves maintenance before."""
+        """Sessions on a server in maintenance are cut after `drain_tcp`, removed or not, unless it leaves maintenance before."""
         wanted = {
             (pool.name, server.address) for pool in self.model.pools.values() for server in pool.servers if server.state is AdminState.MAINT
         }
-        for key in self._cuts.keys() - wanted:
+        back = {(pool.name, server.address) for pool in self.model.pools.values() for server in pool.servers} - wanted
+        for key in [key for key, timer in self._cuts.items() if key in back or (key not in wanted and not timer.active())]:
             timer = self._cuts.pop(key)
             if timer.active():
                 timer.cancel()
         for key in wanted - self._cuts.keys():
-            self._cuts[key] = self._reactor.callLater(self.model.timeouts.drain_tcp_s, self._cut_server, *key, "is in maintenance")
+            delay = self.model.timeouts.drain_tcp_s
+            self._cuts[key] = self._reactor.callLater(delay, _cut_sessions, self._find(*key), "is in maintenance")
 
-    def _cut_server(self, pool_name: str, address: str, why: str) -> None:
+    def _find(self, pool_name: str, address: str) -> tuple[Pool, Server] | None:
+        """A server with its pool, to be remembered beyond its removal."""
         pool = self.pools.get(pool_name)
         server = pool.server(address) if pool is not None else None
-        if pool is not None and server is not None:
-            pool.cut(server, Drained(f"server {address} of pool {pool_name!r} {why}"))
+        return None if pool is None or server is None else (pool, server)
 
     def observe(self, observations: Iterable[changes.Observation]) -> None:
         """Take facts of the moment in; those about servers that are not here (any more) are passed over."""
         observations = list(observations)
-        if self._take_certificates(observations):
-            self._configure_tls(self.model)
+        if self._tls is not None and self._tls.take(observations):
+            self._tls.configure(self.model, self.pools, self._fronts())
             self._configure_routes(self.model)
         for seen in observations:
             if isinstance(seen, changes.CertificateRead | changes.ChallengeSet):
@@ -337,7 +310,7 @@ class Worker:
         now = self._seconds()
         self._lag = max(self._lag, now - self._tick_due)
         self._tick_due = now + TICK_S
-        self._pulse.beat()
+        self._load.beat()
         self._tick_timer = self._reactor.callLater(TICK_S, self._tick)
         self._ticks += 1
         self._attempt(self.wheel.advance, now)
@@ -373,25 +346,11 @@ class Worker:
             self._reports.failures(rows)
         if self._access_log is not None:
             self._access_log.flush()
-        self._mind_load()
+        self._lag = max(self._lag, self._load.mind([place for place in self.places.values() if isinstance(place.front, HttpFront)]))
         if self._leaving:
             self._leaving = [front for front in self._leaving if front.open]
         if self._is_draining and not self.open:
             self._finish()
-
-    def _mind_load(self) -> None:
-        """Listeners close to their maximum keep idle connections for less long; a worker that cannot keep up refuses some requests."""
-        waited = self._pulse.take_longest()
-        self._lag = max(self._lag, waited)
-        share = self._overload.see(waited)
-        if share:
-            self._overload_log.warn(
-                "too much to do: requests wait {waited:.1f} s, so {share:.0%} of them are refused", waited=waited, share=share
-            )
-        for place in self.places.values():
-            if isinstance(place.front, HttpFront):
-                place.front.mind_crowding(place.is_crowded)
-                place.front.shed(share)
 
     def _beat(self) -> None:
         self._reports.heartbeat(self.revision, self.open, self.metrics.requests, round(self._lag, 6))
@@ -447,7 +406,7 @@ class Worker:
             if timer is not None and timer.active():
                 timer.cancel()
         self._tick_timer = None
-        self._pulse.stop()
+        self._load.stop()
         self._flush_last()
         self._finished()
 
@@ -463,6 +422,12 @@ def _cut(fronts: Sequence[Front]) -> None:
         _log.warn("{count} connections were still open at the end of their time to finish and are cut", count=count)
     for front in fronts:
         front.cut()
+
+
+def _cut_sessions(found: tuple[Pool, Server] | None, why: str) -> None:
+    if found is not None:
+        pool, server = found
+        pool.cut(server, Drained(f"server {server.address} of pool {pool.name!r} {why}"))
 
 
 def _endpoints(seen: changes.Resolved) -> list[Endpoint]:

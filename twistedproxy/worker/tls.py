@@ -6,15 +6,16 @@ when a file changes while traffic flows: from then on new handshakes use them, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from OpenSSL import SSL
 
-from twistedproxy.config.changes import CertificateRead
+from twistedproxy.config.changes import CertificateRead, ChallengeSet, Observation
 from twistedproxy.config.model import Model, SiteTls
 from twistedproxy.config.model import Pool as PoolSpec
 from twistedproxy.net.tls_connector import TlsConnector
-from twistedproxy.pool.pool import Pool
+from twistedproxy.pool.pool import Pool, forget_connections
 from twistedproxy.tls.certificates import Key, SiteCertificates
 from twistedproxy.tls.contexts import Pair, server_context
 from twistedproxy.tls.servers import MissingMaterial, ServerTlsUse
@@ -32,14 +33,35 @@ class TlsParts:
         self._uses: dict[str, tuple[object, ServerTlsUse | None]] = {}
         self._listeners: dict[object, SSL.Context] = {}
         self.sites = SiteCertificates((), Model().certificates, {})
+        self.challenges: dict[str, str] = {}
+        """By token: what authorities want to read from us."""
 
-    def take(self, seen: CertificateRead) -> None:
-        """A file was read, or read anew."""
-        self._vault[seen.cert, seen.key] = Pair(seen.chain_pem.encode(), seen.key_pem.encode())
+    def take(self, observations: Iterable[Observation]) -> bool:
+        """Keep what concerns TLS; was there any?"""
+        found = False
+        for seen in observations:
+            if isinstance(seen, CertificateRead):
+                self._vault[seen.cert, seen.key] = Pair(seen.chain_pem.encode(), seen.key_pem.encode())
+                found = True
+            elif isinstance(seen, ChallengeSet):
+                self.challenges.pop(seen.token, None)
+                if seen.answer:
+                    self.challenges[seen.token] = seen.answer
+                found = True
+        return found
 
-    def configure(self, model: Model) -> None:
-        """Make the sites' certificates anew from what there is now."""
+    def configure(self, model: Model, pools: Mapping[str, Pool], fronts: Iterable[Any]) -> None:
+        """Make sites, pools and listeners use the certificates that are there now; what is open goes on with what it has."""
         self.sites = SiteCertificates(model.sites.values(), model.certificates, self._vault, before=self.sites)
+        for spec in model.pools.values():
+            self.fit(pools[spec.name], spec)
+        for front in fronts:
+            if hasattr(front, "certificates"):
+                front.certificates = self.sites
+
+    def context_of(self, tls: SiteTls) -> Callable[[], SSL.Context | None]:
+        """How a TCP listener that ends TLS gets its certificate of the moment."""
+        return lambda: self.listener(tls)
 
     def fit(self, pool: Pool, spec: PoolSpec) -> None:
         """Give `pool` the TLS it is configured with. Connections made on other terms are never used again (faults: TL-03)."""
@@ -66,7 +88,7 @@ class TlsParts:
                 self._uses[spec.name] = (terms, use)
             pool.tls = TlsConnector(spec.name, use, self._seconds)
         if before is not None or pool.tls is not None:
-            pool.forget_connections()
+            forget_connections(pool)
 
     def listener(self, tls: SiteTls) -> SSL.Context | None:
         """For a TCP listener that ends TLS; None while its certificate is not there."""

@@ -4,8 +4,8 @@
     response   outermost ◀ … ◀ innermost ◀ server
 
 How it works
-    A middleware is any object with some of the methods of `Middleware`; a method it lacks costs nothing. `on_request` runs on the way in and may
-    answer by itself; `on_response` and `on_local` run on the way out, in the opposite order. Hooks run once per request: retries
+    A middleware is any object with some of the methods of `Middleware`; a method it lacks costs nothing. `on_request` runs on the way
+    in and may answer by itself; `on_response` and `on_local` run on the way out, in the opposite order. Hooks run once per request: retries
     happen below them. A head is never changed, it is wrapped: `EditedHead` says the same as the head in it, but for its edits.
 """
 
@@ -127,9 +127,7 @@ class EditedHead:
         edits = self._edits
         yield from ((name, value) for name, value in self._inside.fields() if name.lower() not in edits.remove)
         yield from ((name, value(self._exchange)) for name, value in (*edits.put, *edits.add))
-        yield from (
-            (name, value(self._exchange)) for name, value in edits.default if self._inside.get(name.lower()) is None
-        )
+        yield from ((name, value(self._exchange)) for name, value in edits.default if self._inside.get(name.lower()) is None)
 
     def write_h1(self, start_line: bytes | None, drop: int, remove: tuple[bytes, ...], tail: bytes) -> bytes:
         edits = self._edits
@@ -194,5 +192,3 @@ class Outgoing:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inside, name)
-
-

@@ -1,0 +1,55 @@
+"""What is remembered of failed and slow requests."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.errors import BadHead, ConnectFailed
+from twistedproxy.http.stories import KEPT, SLOW_S, Stories
+
+
+def exchange(**facts: Any) -> Any:
+    base = {
+        "error": None,
+        "decision": None,
+        "head_at": 0.0,
+        "started": 0.0,
+        "status": 200,
+        "request_id": b"id",
+        "client_ip": "c",
+        "method": b"GET",
+        "head": SimpleNamespace(path=b"/p" * 1000, host=b"h"),
+        "attempt_log": lambda server: [],
+        "front": SimpleNamespace(seconds=lambda: 0.0),
+    }
+    return SimpleNamespace(**(base | facts))
+
+
+class StoryTests(SynchronousTestCase):
+    def test_failures_are_kept_and_found_by_id(self) -> None:
+        """With cause, phase and detail; paths are cut short."""
+        stories = Stories(lambda: 5.0)
+        stories.keep(exchange(error=ConnectFailed("refused"), status=502, head_at=-1.0), "a:1", 0.5)
+        (story,) = stories.find("id")
+        self.assertEqual((story["at"], story["phase"], story["detail"], story["server"]), (5.0, "connect", "refused", "a:1"))
+        self.assertEqual(len(story["path"]), 300)
+        self.assertEqual(stories.find("other"), [])
+
+    def test_slow_heads_are_kept_long_bodies_are_not(self) -> None:
+        """A download or WebSocket that lasts is not slow."""
+        stories = Stories()
+        stories.keep(exchange(head_at=SLOW_S + 1, request_id=b"slow"), "a:1", 9.0)
+        stories.keep(exchange(head_at=0.1, request_id=b"long"), "a:1", 900.0)
+        stories.keep(exchange(head_at=SLOW_S + 1, status=101, request_id=b"ws"), "a:1", 900.0)
+        self.assertEqual([story["id"] for story in stories.latest()], ["slow"])
+
+    def test_memory_is_bounded(self) -> None:
+        """The oldest make room."""
+        stories = Stories()
+        for i in range(KEPT + 10):
+            stories.refused(b"%d" % i, BadHead("x"), "c")
+        self.assertEqual((len(stories.find("5")), len(stories.find("10"))), (0, 1))
+        self.assertEqual(stories.latest()[0]["id"], str(KEPT + 9))
