@@ -8,10 +8,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config import changes
+from twistedproxy.config import changes, loader
 from twistedproxy.config.changes import AddServer, Change, RemoveServer, SetMaxConnections, SetState, SetWeight
 from twistedproxy.config.loader import read
 from twistedproxy.config.model import Address, AdminState, Model, Server
+from twistedproxy.config.site_changes import SetMaintenance, SetSplit
 from twistedproxy.errors import ChangeRefused
 from twistedproxy.supervisor import adoption
 
@@ -91,3 +92,26 @@ class WriteTests(SynchronousTestCase):
     def test_an_edit_made_meanwhile_is_not_overwritten(self) -> None:
         self.assertEqual(self.assertRaises(ChangeRefused, adoption.write, str(self.path), "other", "new").status, 409)
         self.assertEqual(self.path.read_text(), "old")
+
+
+class SiteAdoptionTests(SynchronousTestCase):
+    def test_a_split_and_maintenance_are_written_where_they_stand(self) -> None:
+        """Comments and layout stay; afterwards file and running model say the same."""
+        text = (
+            '[pools.a]\nservers = ["127.0.0.1:1"]\n[pools.b]\nservers = ["127.0.0.1:2"]\n[sites."x.example"]  # the shop\n'
+            '"/" = { split = { a = 9, b = 1 } }  # canary\n[[sites."x.example".rules]]\nwhen = { path = "/y*" }\nsplit = { a = 1, b = 1 }\n'
+        )
+        file = loader.parse(text, base_dir="/", environ={}, has_ipv6=True)
+        running = file
+        for change in (
+            SetSplit("x.example", "/", (("a", 7), ("b", 3))),
+            SetSplit("x.example", "rules[0]", (("a", 0),)),
+            SetMaintenance("x.example", True),
+        ):
+            running = changes.apply(running, change)
+        self.assertEqual(len(adoption.difference(file, running)), 3)
+        written = adoption.edited(text, file, running)
+        for words in ("# the shop", "split = { a = 7, b = 3 } }  # canary", "split = { a = 0, b = 1 }", "maintenance = true"):
+            self.assertIn(words, written)
+        again = loader.parse(written, base_dir="/", environ={}, has_ipv6=True)
+        self.assertEqual(adoption.difference(again, running), [])

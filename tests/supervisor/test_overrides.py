@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config import changes
 from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, SetMaxConnections, SetState, SetWeight
-from twistedproxy.config.model import Address, AdminState, Model, Pool, Server, Source
+from twistedproxy.config.model import Address, AdminState, Model, Pool, Route, Server, Side, Site, Source
+from twistedproxy.config.site_changes import SetMaintenance, SetSplit
 from twistedproxy.errors import ChangeRefused
 from twistedproxy.supervisor.overrides import Override, Overrides, overrides_of
 
@@ -105,3 +108,37 @@ class OverridesTests(SynchronousTestCase):
         for field, value in (("field", "colour"), ("value", "seven"), ("pool", 3)):
             with self.assertRaises(ValueError):
                 Override.from_plain({**good, field: value})
+
+
+class SiteOverrideTests(SynchronousTestCase):
+    """Live values of sites over a file that people edit too."""
+
+    def setUp(self) -> None:
+        self.configured = self.file(90)
+        self.overrides = Overrides()
+        for change in (SetSplit("s", "/", (("a", 70), ("b", 30))), SetMaintenance("s", True)):
+            kept = json.loads(json.dumps([override.to_plain() for override in overrides_of(self.configured, change)]))
+            self.overrides.add(Override.from_plain(each) for each in kept)
+
+    def file(self, weight: int, **site: Any) -> Model:
+        return Model(sites={"s": Site("s", ("*",), (Route("/", split=(Side("a", weight), Side("b", 10))),), **site)})
+
+    def test_they_outlive_a_restart(self) -> None:
+        """The journal brings the split and the maintenance back."""
+        model, superseded = self.overrides.over(self.configured)
+        self.assertEqual([side.weight_now for side in model.sites["s"].routes[0].split], [70, 30])
+        self.assertTrue(model.sites["s"].is_in_maintenance)
+        self.assertEqual(superseded, ())
+
+    def test_the_file_overtakes_what_it_changed_and_nothing_else(self) -> None:
+        """New weights in the file win over live ones; the maintenance, which it did not touch, stays."""
+        model, (superseded,) = self.overrides.over(self.file(50))
+        self.assertEqual([side.weight_now for side in model.sites["s"].routes[0].split], [50, 10])
+        self.assertTrue(model.sites["s"].is_in_maintenance)
+        self.assertIn("split of site s /", str(superseded))
+
+    def test_a_site_that_is_gone_is_waited_for(self) -> None:
+        """As for servers: overrides outlive an absence."""
+        model, superseded = self.overrides.over(Model())
+        self.assertEqual((model, superseded), (Model(), ()))
+        self.assertTrue(self.overrides.over(self.configured)[0].sites["s"].is_in_maintenance)
