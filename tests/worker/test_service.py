@@ -32,7 +32,7 @@ from twistedproxy.config.model import (
 from twistedproxy.errors import Cause, ChangeRefused, ProxyError
 from twistedproxy.pool.pool import Lease
 from twistedproxy.pool.server import Outcome
-from twistedproxy.worker import overload, service
+from twistedproxy.worker import fronts, overload, service
 from twistedproxy.worker.service import Worker
 
 A, B, C = Address("127.0.0.1:9001"), Address("127.0.0.1:9002"), Address("db.example:5432")
@@ -123,9 +123,10 @@ class Base(SynchronousTestCase):
     def setUp(self) -> None:
         HttpFront.made, StreamFront.made = [], []
         self.patch(service, "HttpFront", HttpFront)
+        self.patch(fronts, "HttpFront", HttpFront)
         self.patch(overload, "Pulse", StillPulse)
         StillPulse.waited = 0.0
-        self.patch(service, "StreamFront", StreamFront)
+        self.patch(fronts, "StreamFront", StreamFront)
         self.reactor = MemoryReactorClock()
         self.reactor.advance(1000.0)
         self.reports = Reports()

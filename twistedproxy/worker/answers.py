@@ -26,8 +26,8 @@ class Answers:
 
     def __init__(self, worker: Worker, stories: Stories, mirrors: Mirrors) -> None:
         self._worker = worker
-        self._stories = stories
-        self._mirrors = mirrors
+        self.stories = stories
+        self.mirrors = mirrors
         self.digests: frozenset[str] = frozenset()
         self._kinds: dict[str, Callable[[Mapping[str, Any]], Any]] = {"why": self._why, "mirrors": self._seen}
 
@@ -39,10 +39,10 @@ class Answers:
         return kind(asked)
 
     def _why(self, asked: Mapping[str, Any]) -> Any:
-        return self._stories.find(asked["id"]) if asked.get("id") else self._stories.latest()
+        return self.stories.find(asked["id"]) if asked.get("id") else self.stories.latest()
 
     def _seen(self, asked: Mapping[str, Any]) -> Any:
-        return self._mirrors.to_plain()
+        return self.mirrors.to_plain()
 
     def explain(self, exchange: Exchange) -> LocalResponse | None:
         """The answer to a live request that asks for its own trace; None when it has no right to."""

@@ -24,21 +24,19 @@ from twistedproxy.config import changes
 from twistedproxy.config.model import AdminState, Endpoint, HttpListener, Model, endpoint
 from twistedproxy.config.model import Pool as PoolSpec
 from twistedproxy.errors import Drained
-from twistedproxy.http.destination import Destination
 from twistedproxy.http.front import HttpFront
 from twistedproxy.http.mirror import Mirrors
-from twistedproxy.http.plain_sites import plain_sites
-from twistedproxy.http.routes import Router
 from twistedproxy.http.stories import Stories
 from twistedproxy.net.sparse import SparseLog
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
 from twistedproxy.pool.server import Server
-from twistedproxy.stream.front import StreamFront
 from twistedproxy.worker.answers import Answers
+from twistedproxy.worker.fronts import FrontParts, http_front, stream_front
 from twistedproxy.worker.overload import Load
 from twistedproxy.worker.places import Front, ListenerSpec, Place, share
+from twistedproxy.worker.routers import Routers
 
 if TYPE_CHECKING:
     from twistedproxy.worker.tls import TlsParts
@@ -85,18 +83,11 @@ class Worker:
         self.places: dict[str, Place] = {}
         self._leaving: list[Front] = []
         """Fronts that were replaced or removed and still hold connections."""
-        self._no_pool = Pool(PoolSpec(""), seconds=self._seconds, wheel=self.wheel, random=self._random)
-        """Where routes lead that answer by themselves."""
-        self._stories = Stories()
-        self._mirrors = Mirrors(self.pools.get, self.metrics.mirrors)
-        self.answers = Answers(self, self._stories, self._mirrors)
-        self._router: Router[Destination] = Router((), self._destination)
-        self._plain_router = self._router
-        """The same for listeners without TLS, where some sites only redirect."""
+        no_pool = Pool(PoolSpec(""), seconds=self._seconds, wheel=self.wheel, random=self._random)
+        self._routers = Routers(self.pools, no_pool, self.metrics)
+        self.answers = Answers(self, Stories(), Mirrors(self.pools.get, self.metrics.mirrors))
         self._tls: TlsParts | None = None
         """None until a model asks for TLS."""
-        self._routed: object = None
-        """What `_router` was made of."""
         self._slots = 1
         self._access_log: AccessLog | None = None
         self._log_lines_dropped = 0
@@ -159,26 +150,11 @@ class Worker:
             pool.update(spec)
 
     def _configure_routes(self, model: Model) -> None:
-        # A destination copies values of its pool (retries, keep-alive, balance), so these count here as well as the sites.
-        pools = {name: (pool.balance, pool.retry, pool.keepalive, pool.send_proxy, pool.sticky) for name, pool in model.pools.items()}
-        sticky = model.sticky_pools
-        https = [endpoint(listener.address) for listener in model.http if listener.is_tls]
-        https_port = next((place.port for place in https if place.family != socket.AF_UNIX), 0)
-        challenges = dict(self._tls.challenges) if self._tls is not None else {}
-        facts = (model.sites, model.timeouts, pools, https_port, challenges)
-        if facts == self._routed:
-            return
-        self._router = self._plain_router = Router(model.sites.values(), self._destination, sticky)
-        if any(site.tls for site in model.sites.values()):
-            self._plain_router = Router(plain_sites(model.sites.values(), https_port, challenges), self._destination, sticky)
-        for place in self.places.values():
-            if isinstance(place.front, HttpFront):
-                place.front.router = self._router if isinstance(place.spec, HttpListener) and place.spec.is_tls else self._plain_router
-                place.front.timeouts = model.timeouts
-        self._routed = facts
-
-    def _destination(self, site: Any, route: Any) -> Destination:
-        return Destination(site, route, self.pools[route.pool] if route.pool else self._no_pool, self.metrics)
+        if self._routers.configure(model, self._tls.challenges if self._tls is not None else {}):
+            for place in self.places.values():
+                if isinstance(place.front, HttpFront) and isinstance(place.spec, HttpListener):
+                    place.front.router = self._routers.of(place.spec)
+                    place.front.timeouts = model.timeouts
 
     def _configure_places(self, specs: Iterable[ListenerSpec]) -> None:
         wanted = {spec.address: spec for spec in specs}
@@ -198,28 +174,10 @@ class Worker:
                 self._retire(place.serve(spec))
 
     def _front(self, spec: ListenerSpec, on_closed: Callable[[], None]) -> Front:
-        common: dict[str, Any] = {
-            "reactor": self._reactor,
-            "wheel": self.wheel,
-            "metrics": self.metrics,
-            "access_log": self._access_log,
-            "on_closed": on_closed,
-        }
+        parts = FrontParts(self._reactor, self.wheel, self.metrics, self._access_log, on_closed)
         if isinstance(spec, HttpListener):
-            common |= {"mirrors": self._mirrors, "stories": self._stories, "explainer": self.answers.explain}
-        if isinstance(spec, HttpListener) and spec.is_tls:
-            from twistedproxy.http.tls_front import HttpsFront  # noqa: PLC0415 - OpenSSL
-
-            assert self._tls is not None
-            return HttpsFront(spec, self._router, timeouts=self.model.timeouts, certificates=self._tls.sites, **common)
-        if isinstance(spec, HttpListener):
-            return HttpFront(spec, self._plain_router, timeouts=self.model.timeouts, **common)
-        if spec.tls is not None or spec.sni:
-            from twistedproxy.stream.tls_front import TlsStreamFront  # noqa: PLC0415 - OpenSSL
-
-            context = self._tls.context_of(spec.tls) if self._tls is not None and spec.tls is not None else None
-            return TlsStreamFront(spec, self.pools, context=context, **common)
-        return StreamFront(spec, self.pools[spec.pool], **common)
+            return http_front(spec, self._routers.of(spec), self.model.timeouts, parts, self._tls, self.answers)
+        return stream_front(spec, self.pools, parts, self._tls)
 
     def _retire(self, front: Front) -> None:
         front.drain()
@@ -313,20 +271,13 @@ class Worker:
         self._load.beat()
         self._tick_timer = self._reactor.callLater(TICK_S, self._tick)
         self._ticks += 1
-        self._attempt(self.wheel.advance, now)
+        _attempt(self._crash_log, self.wheel.advance, now)
         if self._queue_timer is None and any(pool.waiting for pool in self.pools.values()):
-            self._attempt(self._queue_tick)
+            _attempt(self._crash_log, self._queue_tick)
         if self._ticks % TICKS_PER_FLUSH == 0:
-            self._attempt(self._flush)
+            _attempt(self._crash_log, self._flush)
         if self._ticks % TICKS_PER_BEAT == 0:
-            self._attempt(self._beat)
-
-    def _attempt(self, task: Callable[..., None], *arguments: float) -> None:
-        """One task's error must not stop the others, nor the clock."""
-        try:
-            task(*arguments)
-        except Exception:
-            self._crash_log.failure("a periodic task failed: {task}", task=task.__qualname__)
+            _attempt(self._crash_log, self._beat)
 
     def _queue_tick(self) -> None:
         """While somebody waits for a lease: ask again what the other workers released."""
@@ -373,8 +324,6 @@ class Worker:
         if self._access_log is not None:
             self._access_log.reopen()
 
-    # The end
-
     def drain(self, limit_s: float | None = None) -> None:
         """Stop accepting, let what is open finish within its limits (all of it within `limit_s`), then call `finished`.
 
@@ -407,13 +356,18 @@ class Worker:
                 timer.cancel()
         self._tick_timer = None
         self._load.stop()
-        self._flush_last()
-        self._finished()
-
-    def _flush_last(self) -> None:
         self._beat()
         if self._access_log is not None:
             self._access_log.close()
+        self._finished()
+
+
+def _attempt(crashes: SparseLog, task: Callable[..., None], *arguments: float) -> None:
+    """One periodic task's error must not stop the others, nor the clock."""
+    try:
+        task(*arguments)
+    except Exception:
+        crashes.failure("a periodic task failed: {task}", task=task.__qualname__)
 
 
 def _cut(fronts: Sequence[Front]) -> None:
