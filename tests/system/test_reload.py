@@ -102,6 +102,9 @@ def test_lc_01_reloads_under_load_lose_nothing(proxy, nginx_a, nginx_b) -> None:
                 made.write(variants[number % 3])
                 reload(made)
                 assert bed.accepts(extra) == (number % 3 != 1)
+                kept.request("GET", "/")  # in the long form it would be idle for over 60 s
+                assert kept.getresponse().read()
+                assert kept.sock.getsockname() == source, f"reload {number} closed the keep-alive connection"
                 time.sleep(pause)
         finally:
             ends.set()

@@ -44,6 +44,7 @@ class FrontsTests(SynchronousTestCase):
 
     def test_names_in_the_hello_choose_the_pool(self) -> None:
         listener = TcpListener(Address("127.0.0.1:5432"), "", sni=(("db.example", "pg"),))
-        front = stream_front(listener, {}, self.parts, None)
+        pool = Pool(PoolSpec("pg"), seconds=self.wheel.seconds, wheel=self.wheel, random=random.Random(1))
+        front = stream_front(listener, {"pg": pool}, self.parts, None)
         self.assertIn("twistedproxy.stream.tls_front", sys.modules)
         self.assertEqual(type(front).__name__, "TlsStreamFront")
