@@ -1,4 +1,4 @@
-"""The proxies under test: one worker or thread each, the same features on (access log to a file, forwarding headers, kept-alive servers)."""
+"""The proxies under test: one worker or thread each, the same features on (access log, forwarding headers, kept-alive servers)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import twisted
+import twistedproxy
 from benchmarks.handshakes import NAMES, make_certificates
 from benchmarks.machine import family
 
@@ -111,8 +113,6 @@ class Ours(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        import twistedproxy
-
         return twistedproxy.__version__
 
     def command(self) -> list[str]:
@@ -167,12 +167,12 @@ class Nginx(Peer):
 
     def command(self) -> list[str]:
         modules = "/usr/lib/nginx/modules/ngx_stream_module.so"
-        location = f"""
-    location / {{
+        location = """
+    location / {
       proxy_pass http://web; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host;
       proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme;
       proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Forwarded-Port $server_port; proxy_set_header X-Request-Id $request_id;
-    }}"""
+    }"""
         secure = "".join(
             f"server {{ listen 127.0.0.1:{self.tls_port} ssl{options}; server_name {name};"
             f" ssl_certificate {self.directory}/{name}.pem; ssl_certificate_key {self.directory}/{name}.key; {location} }}\n"
@@ -346,8 +346,6 @@ class Stock(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        import twisted
-
         return "Twisted " + twisted.__version__
 
     def command(self) -> list[str]:
@@ -357,7 +355,8 @@ epollreactor.install()
 from twisted.internet import reactor
 from twisted.web.proxy import ReverseProxyResource
 from twisted.web.server import Site
-reactor.listenTCP({self.http_port}, Site(ReverseProxyResource("127.0.0.1", {self.origin}, b""), logPath="access.log"), interface="127.0.0.1")
+site = Site(ReverseProxyResource("127.0.0.1", {self.origin}, b""), logPath="access.log")
+reactor.listenTCP({self.http_port}, site, interface="127.0.0.1")
 reactor.run()
 """
         return [sys.executable, self.write("stock.py", script)]

@@ -43,8 +43,8 @@ def line(result: Result) -> str:
 def table(results: list[Result]) -> str:
     """Markdown: every scenario and peer, with our ratio to it."""
     rows = [
-        "| scenario | proxy | CPU µs per answer (min–median–max) | of which user | answers/s | p50 / p99 ms | ours ÷ it: of minima (min–median–max)"
-        " | errors | stolen |",
+        "| scenario | proxy | CPU µs per answer (min–median–max) | of which user | answers/s | p50 / p99 ms "
+        "| ours ÷ it: of minima (min–median–max) | errors | stolen |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -106,7 +106,8 @@ def plot(results: list[Result], path: Path) -> None:
         y += 18
     height = y
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="11">'
-    title = '<rect width="100%" height="100%" fill="white"/><text x="10" y="16" font-size="13">CPU per answer, nginx = 1 (shorter is better)</text>'
+    title = '<rect width="100%" height="100%" fill="white"/>'
+    title += '<text x="10" y="16" font-size="13">CPU per answer, nginx = 1 (shorter is better)</text>'
     rule = f'<line x1="220" y1="24" x2="220" y2="{height - 20}" stroke="#444" stroke-dasharray="3 3"/>'
     path.write_text(head + title + rule + "".join(parts) + "</svg>\n")
 
@@ -118,7 +119,8 @@ def write(facts: dict[str, Any], results: list[Result], keep: bool) -> None:
     noise = max((r.steal for result in results for r in result.rounds), default=0)
     about = facts["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
-    note = f"\n{facts['at']}, {about['cpus']} × {about['cpu']}, Linux {about['kernel']}, Python {about['python']}; most CPU stolen in a round: {noise:.0%}.\n{versions}.\n"
+    where = f"{about['cpus']} × {about['cpu']}, Linux {about['kernel']}, Python {about['python']}"
+    note = f"\n{facts['at']}, {where}; most CPU stolen in a round: {noise:.0%}.\n{versions}.\n"
     print("\n" + text + "\n" + note)
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / facts["at"].replace(":", "")

@@ -165,8 +165,24 @@ class WithoutADaemon(SynchronousTestCase):
         began = time.monotonic()
         result = run("--help")
         self.assertLess(time.monotonic() - began, 5)
-        for command in ("check", "schema", "status", "pools", "weight", "ready", "drain", "maint", "add", "remove", "changes", "reload", "undo",
-                        "confirm", "diff", "adopt"):
+        for command in (
+            "check",
+            "schema",
+            "status",
+            "pools",
+            "weight",
+            "ready",
+            "drain",
+            "maint",
+            "add",
+            "remove",
+            "changes",
+            "reload",
+            "undo",
+            "confirm",
+            "diff",
+            "adopt",
+        ):
             self.assertIn(f"\n  {command} ", result.stdout)
         for later in ("purge",):
             self.assertNotIn(f"\n  {later} ", result.stdout)

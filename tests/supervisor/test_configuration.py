@@ -30,7 +30,7 @@ class FileTests(SynchronousTestCase):
 
     def test_it_says_what_the_file_says_now(self) -> None:
         self.assertEqual(self.file.read().model.pools["web"].servers[0].address, "10.0.0.1:1")
-        self.write(TEXT.replace(":1\"", ":2\""))
+        self.write(TEXT.replace(':1"', ':2"'))
         again = self.file.read()
         self.assertEqual(again.model.pools["web"].servers[0].address, "10.0.0.1:2")
         self.assertEqual(again.effective["pools"]["web"]["servers"], ["${env:REVPROXY_TEST_HOST}:2"])

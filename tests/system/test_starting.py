@@ -109,8 +109,7 @@ def test_systemd_is_told_and_its_sockets_are_used(proxy) -> None:
         manager.settimeout(20)
         # What systemd does between fork and exec.
         start = (
-            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
-            "os.execv(sys.argv[2], sys.argv[2:])"
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[2], sys.argv[2:])"
         )
         command = [sys.executable, "-c", start, str(listener.fileno()), *bed.TWISTD, "-n", "--pidfile=", "revproxy", "--config"]
         env = bed.proxy_env() | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "http", "NOTIFY_SOCKET": str(words), "WATCHDOG_USEC": "400000"}

@@ -18,9 +18,7 @@ from twistedproxy.worker.routers import Routers
 
 HTTP = HttpListener(Address("127.0.0.1:80"))
 HTTPS = replace(HttpListener(Address("127.0.0.1:8443")), is_tls=True)
-MODEL = Model(
-    http=(HTTP, HTTPS), pools={"web": PoolSpec("web")}, sites={"a": Site("a", ("a",), (Route("/", "web"),))}, timeouts=Timeouts()
-)
+MODEL = Model(http=(HTTP, HTTPS), pools={"web": PoolSpec("web")}, sites={"a": Site("a", ("a",), (Route("/", "web"),))}, timeouts=Timeouts())
 
 
 def pool(name: str) -> Pool:

@@ -79,7 +79,7 @@ def _references(document: schema.File, tree: Mapping[str, Any], quote: Quote) ->
         path = ("tcp", address, "pool")
         if listener.pool is None:
             if not _table(tree, "tcp", address).get("sni"):
-                yield ("tcp", address), "needs the key 'pool', or sni = { \"HOST\" = \"POOL\" } in its place"
+                yield ("tcp", address), 'needs the key \'pool\', or sni = { "HOST" = "POOL" } in its place'
             continue
         if listener.sni:
             yield ("tcp", address, "sni"), "stands in place of pool; keep one of the two"

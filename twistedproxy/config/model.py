@@ -510,6 +510,7 @@ class Model:
     def via_of(self, site: str) -> str | None:
         """What a site sends in Via."""
         return self.sites[site].via if site in self.sites else None
+
     certificates: Certificates = field(default_factory=Certificates)
 
     @property

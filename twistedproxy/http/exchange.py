@@ -599,5 +599,3 @@ class Exchange:
 def host_of(server: Server) -> bytes:
     """Host for a request that came without one: the server's own address, ``localhost`` for a unix socket."""
     return b"localhost" if server.address.startswith("unix:") else server.address.encode()
-
-

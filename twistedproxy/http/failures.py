@@ -44,4 +44,3 @@ _PUBLIC = {
     503: "no server is available for this request now",
     504: "the server behind this proxy did not answer in time",
 }
-

@@ -179,4 +179,3 @@ def interim(head: ResponseHead) -> bytes:
     """A 1xx other than 101 for the client."""
     start = None if head.minor == 1 else b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))
     return head.write_h1(start, _RESPONSE_DROPPED | Kind.CONTENT_LENGTH, _NOTHING, _TAIL)
-

@@ -102,7 +102,6 @@ class RequestHead(Head, Protocol):
     is_canonical: bool
     """The request line as received may be forwarded unchanged: HTTP/1.1, and its target is `path` with the query (not absolute-form)."""
 
-
     def log_pieces(self) -> LogPieces | None:
         """What a log says of this head, when that is short and printable ASCII without quotes and backslashes; else None."""
         ...

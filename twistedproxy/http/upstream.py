@@ -332,4 +332,3 @@ class UpstreamConnection(Timed):
 
     def stopProducing(self) -> None:
         """The transport is gone; `connectionLost` says so too."""
-

@@ -127,7 +127,9 @@ class StreamFront:
             cause = Cause.OK if error is None else error.cause
             phase: Phase | None = None if error is None else error.phase
             session_id = b"%b%08x" % (self._id_prefix, next(self._serial))
-            log.log_tcp(ip, self.address, self.pool.name if pool is None else pool, server, bytes_in, bytes_out, duration, cause, phase, session_id)
+            log.log_tcp(
+                ip, self.address, self.pool.name if pool is None else pool, server, bytes_in, bytes_out, duration, cause, phase, session_id
+            )
 
     def drain(self) -> None:
         """Nothing new will come. Open sessions are left alone: a database session has no good moment to be closed at."""

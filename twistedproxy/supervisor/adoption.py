@@ -146,7 +146,7 @@ def _edit_one(servers: Any, index: int, old: Server, server: Server) -> None:
 
 
 def unified_diff(before: str, after: str, path: str) -> str:
-    """"" when nothing differs."""
+    """ "" when nothing differs."""
     lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), path, path, n=2)
     return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
 

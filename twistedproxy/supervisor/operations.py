@@ -291,8 +291,10 @@ class Operations:
 
     def _cannot_take_back(self, revision: int, failure: Any) -> None:
         self.log.error("revision {revision} cannot be taken back and stays: {why}", revision=revision, why=failure.getErrorMessage())
-        if failure.check(ChangeRefused) and failure.value.status == 409 and any(
-            e.revision == revision for e in self._journal.unconfirmed()
+        if (
+            failure.check(ChangeRefused)
+            and failure.value.status == 409
+            and any(e.revision == revision for e in self._journal.unconfirmed())
         ):
             kept = Deferred.fromCoroutine(self.confirm(revision, OURSELVES))
             kept.addErrback(lambda f: self.log.error("{why}", why=f.getErrorMessage()))

@@ -1,11 +1,11 @@
 """The lines of the journal: what they hold and how they are read; pure, no file is touched here.
 
-    {"journal": 1, "revision": 40, "node": …}                the header: the revision the file starts after; after compaction it
-                                                             also holds the overrides then in force
-    {"config": "…", "revision": 40, "at": …}                 the configuration file's text at that revision, as written
-    {"revision": 41, "at", "by", "reason", "node",           one change: what it replaced (`change`), the change itself (`apply`),
-     "change", "apply", "inverse", "overrides", …}           what takes it back (`inverse`), and the values it set over the file
-    {"confirm": 41, "at": …, "by": …}                        a change that waited for confirmation has it
+{"journal": 1, "revision": 40, "node": …}                the header: the revision the file starts after; after compaction it
+                                                         also holds the overrides then in force
+{"config": "…", "revision": 40, "at": …}                 the configuration file's text at that revision, as written
+{"revision": 41, "at", "by", "reason", "node",           one change: what it replaced (`change`), the change itself (`apply`),
+ "change", "apply", "inverse", "overrides", …}           what takes it back (`inverse`), and the values it set over the file
+{"confirm": 41, "at": …, "by": …}                        a change that waited for confirmation has it
 """
 
 from __future__ import annotations

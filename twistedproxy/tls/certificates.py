@@ -71,9 +71,7 @@ def covers(names: Iterable[str], host: str) -> bool:
 class SiteCertificates:
     """All sites with TLS, in one worker. `vault` may still lack what is on its way: a site without its certificate is passed over."""
 
-    def __init__(
-        self, sites: Iterable[Site], certificates: Certificates, vault: Vault, before: SiteCertificates | None = None
-    ) -> None:
+    def __init__(self, sites: Iterable[Site], certificates: Certificates, vault: Vault, before: SiteCertificates | None = None) -> None:
         self._vault = vault
         self._names = {key: names_in(vault[key].chain) for key in (pair.key_names for pair in certificates.files) if key in vault}
         self._sites: dict[str, _TlsSite] = {}
