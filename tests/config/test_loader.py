@@ -1,4 +1,7 @@
-"""Files good and bad: what the model holds, and that every problem is named with its path and line."""
+"""Files good and bad: what the model holds, and that every problem is named with its path and line.
+
+It has over 500 lines: they are tables of good and bad files.
+"""
 
 from __future__ import annotations
 

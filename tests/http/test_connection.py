@@ -1,4 +1,7 @@
-"""One client's connection: keep-alive, pipelining, bodies and their deadlines, and how it ends."""
+"""One client's connection: keep-alive, pipelining, bodies and their deadlines, and how it ends.
+
+It has over 500 lines: one case for each thing a client may do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two connections joined: every byte, then FIN; a reset stays a reset; nobody waits for ever; and what it costs."""
+"""Two connections joined: every byte, then FIN; a reset stays a reset; nobody waits for ever; and what it costs.
+
+It has over 500 lines: one case for each way two connections may end.
+"""
 
 import os
 import random

@@ -1,4 +1,7 @@
-"""A pool under requests, changes and observations: nobody gets what is not there, nobody is forgotten."""
+"""A pool under requests, changes and observations: nobody gets what is not there, nobody is forgotten.
+
+It has over 500 lines: one case for each rule of a pool.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 A file holds either `[[probe]]` tables (bytes in, verdict out: played whole, cut at every byte and byte by byte, always with a pooled
 connection to the server) or a `script` (who does what, line by line).
+
+It has over 500 lines: the whole language in one file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Real servers and a whole proxy on free loopback ports, each in a directory of its own, each ended by its pid."""
+"""Real servers and a whole proxy on free loopback ports, each in a directory of its own, each ended by its pid.
+
+It has over 500 lines: one short class for each real program.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ class Session(Timed):
     """A client's connection and what it is joined to. `ip` and `port` are the client's own, also behind another proxy."""
 
     __slots__ = ("state", "ip", "port", "pool", "_hello", "_front", "_client", "_destination", "_leftover", "_began",
-                 "_connect_began", "_latency_s", "_tried", "_tries_left", "_is_retry", "_queued", "_lease", "_attempt", "_relay", "_error", "__weakref__")  # fmt: skip
+                 "_connect_began", "_latency_s", "_tried", "_tries_left", "_is_retry", "_queued", "_lease", "_attempt", "_relay",
+                 "_error", "__weakref__")  # fmt: skip
 
     resets_at_once: ClassVar[bool] = True
     """Nobody works for a client that is gone, whatever it sent before."""
