@@ -84,6 +84,8 @@ class ExplainTests(SynchronousTestCase):
             "split over web 75.0%, two 25.0%: web, this client's side",
             ask("GET http://a.example/", ("Cookie", "ab=web"), draw=0.8)["steps"],
         )
+        # A large side is not a client's own because most draws fall on it.
+        self.assertIn("split over web 75.0%, two 25.0%: web, for a draw of 0.1", ask("GET http://a.example/", draw=0.1)["steps"])
 
     def test_answers_made_here(self) -> None:
         """Redirects, unknown hosts and paths, and maintenance say what the client gets."""

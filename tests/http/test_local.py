@@ -38,7 +38,7 @@ class LocalTests(SynchronousTestCase):
         self.assertEqual(trace.body, b"TRACE / HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\nX-A: 1\r\n\r\n")
 
     def test_TRACE_tells_no_secrets(self) -> None:
-        secret = (b"Authorization: s3cret", b"COOKIE: s3cret", b"Proxy-Authorization: s3cret")
+        secret = (b"Authorization: s3cret", b"COOKIE: s3cret", b"Proxy-Authorization: s3cret", b"X-Revproxy-Explain: s3cret")
         trace = self.answer(b"TRACE", b"Max-Forwards: 0", *secret)
         assert isinstance(trace, LocalResponse)
         self.assertNotIn(b"s3cret", trace.body)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config import changes
-from twistedproxy.config.model import Address, Model, Pool, Route, Server, Side, Site, Test
+from twistedproxy.config.model import Address, Model, Pool, Route, Server, Side, Site, Sticky, Test
 from twistedproxy.config.site_changes import SetMaintenance, SetSplit
 from twistedproxy.http.trials import broken
 
@@ -53,6 +53,14 @@ class TrialTests(SynchronousTestCase):
                 (found,) = broken(replace(MODEL, tests=(GOOD[0], test)))
                 self.assertEqual(found.index, 1)
                 self.assertIn(words, str(found))
+
+    def test_the_larger_side_of_a_sticky_split_is_not_the_only_one(self) -> None:
+        """A client without a cookie may get either side, whatever the shares; one with a cookie gets its own."""
+        route = Route("/", split=(Side("web", 99), Side("two", 1)), sticky=Sticky("ab"))
+        model = replace(MODEL, sites={"*": Site("*", ("*",), (route,))})
+        (found,) = broken(replace(model, tests=(Test("GET http://x/", pool="web"),)))
+        self.assertIn("expect split instead", str(found))
+        self.assertEqual(broken(replace(model, tests=(Test("GET http://x/", (("Cookie", "ab=two"),), pool="two"),))), ())
 
     def test_a_live_change_can_break_one_and_maintenance_cannot(self) -> None:
         """A side that is closed is no side any more; entering maintenance must always be possible."""

@@ -22,8 +22,9 @@ class Probes:
 
     addresses: Mapping[str, tuple[str, ...]] = {}
 
-    def __call__(self, reactor: Any, tell: Callable[[Any], None]) -> Probes:
+    def __call__(self, reactor: Any, tell: Callable[[Any], None], count: Callable[[str, str, str], None] | None = None) -> Probes:
         self.tell = tell
+        self.count = count
         return self
 
     def update(self, model: Model, resolved: Any = None) -> None:
@@ -66,6 +67,15 @@ class ObservedTests(SynchronousTestCase):
         self.assertEqual(self.observed.ejected, frozenset())
         self.observed.saw_failures([["web", A, 2, 2]])
         self.assertEqual(self.observed.ejected, {("web", A)})
+
+    def test_checks_are_counted_for_the_servers_there_are(self) -> None:
+        """The metric of health checks has a series for each server and result, and none for a server that is gone."""
+        for server, result in ((A, "ok"), (A, "ok"), (A, "timeout"), (B, "failed")):
+            self.checks.count("web", server, result)
+        self.assertEqual(self.observed.health_checks, [("web", A, "ok", 2), ("web", A, "timeout", 1), ("web", B, "failed", 1)])
+        self.observed.before_commit(Model(pools={"web": Pool("web", (Server(B),))}))
+        self.observed.after_commit()
+        self.assertEqual(self.observed.health_checks, [("web", B, "failed", 1)])
 
     def test_a_server_that_is_gone_is_forgotten(self) -> None:
         self.see(Health.DOWN)

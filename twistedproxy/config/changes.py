@@ -314,7 +314,7 @@ def describe(model: Model, change: Change) -> dict[str, Any]:
         return describe_site(model, change)
     facts: dict[str, Any] = {"kind": kind_of(change), "pool": change.pool}
     if isinstance(change, AddServer):
-        return facts | {"server": change.server.address, "before": None, "after": plain.encode(change.server)}
+        return facts | {"server": change.server.address, "before": None, "after": plain.encode(replace(change.server, source=Source.ADMIN))}
     server = find_server(find_pool(model, change.pool), change.server)
     facts["server"] = change.server
     if isinstance(change, SetWeight):

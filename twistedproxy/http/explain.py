@@ -22,7 +22,7 @@ from twistedproxy.http.forwarding import Client
 from twistedproxy.http.head import Limits, parse_request
 from twistedproxy.http.messages import LocalResponse, RequestHead
 from twistedproxy.http.middleware.chain import Outgoing
-from twistedproxy.http.routes import Decision, Router, Trace, side_of
+from twistedproxy.http.routes import Decision, Router, Trace
 from twistedproxy.http.sticky import server_behind
 from twistedproxy.pool.pool import Lease, Pool
 
@@ -153,8 +153,8 @@ def _act(router: Router[Any], decision: Decision[Any], imagined: Imagined, answe
         if not actions.split.is_open:
             steps.append("all sides of the split have weight 0")
             return LocalResponse(503)
-        other = side_of(decision, head, imagined.client_ip, (draw + 0.5) % 1.0)
-        why = "this client's side" if actions.split.sticky is not None and other is decision else f"for a draw of {draw:g}"
+        is_own = actions.split.own_side(head, imagined.client_ip) is not None
+        why = "this client's side" if is_own else f"for a draw of {draw:g}"
         steps.append(f"split over {shares}: {decision.route.pool}, {why}")
     path, query = actions.path(head.path, head.query)
     if (path, query) != (head.path, head.query):

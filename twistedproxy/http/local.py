@@ -15,7 +15,7 @@ from twistedproxy.http.messages import LocalResponse, RequestHead
 SPECIAL = frozenset({b"CONNECT", b"TRACE", b"OPTIONS"})
 """The methods this is about; others need not ask."""
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+_SECRET = frozenset({b"authorization", b"cookie", b"proxy-authorization", b"x-revproxy-explain"})
 
 
 def local_answer(method: bytes, head: RequestHead) -> LocalResponse | BadHead | None:

@@ -42,15 +42,18 @@ class Split(Generic[T]):
 
     def choose(self, head: RequestHead, client: str, draw: float) -> T:
         """The side for this request."""
+        own = self.own_side(head, client)
+        return self._by_draw(draw) if own is None else own
+
+    def own_side(self, head: RequestHead, client: str) -> T | None:
+        """The side this client gets whatever the draw: the one its cookie or its hash names. None: it has none of its own."""
         if self.cookie is not None:
-            remembered = self._by_name.get(cookie(head, self.cookie) or b"")
-            if remembered is not None:
-                return remembered
-        elif self._key_of is not None:
+            return self._by_name.get(cookie(head, self.cookie) or b"")
+        if self._key_of is not None:
             key = self._key_of(head, client)
             if key:
                 return self._by_hash(key)
-        return self._by_draw(draw)
+        return None
 
     def _by_draw(self, draw: float) -> T:
         at = draw * self._total

@@ -78,9 +78,8 @@ class _Totals:
         active = {(name, address): n for name, address, n in self._statistics["gauges"]["servers"]}
         leases = [(name, server.address, active.get((name, server.address), 0)) for name, server in servers]
         yield _gauge("revproxy_server_connections", "Requests and sessions in flight.", ("pool", "server"), leases)
-        if "health_checks" in self._statistics:
-            checks = self._statistics["health_checks"]
-            yield _counter("revproxy_health_checks", "Health checks made, by result.", ("pool", "server", "result"), checks)
+        checks = self._statistics.get("health_checks", ())
+        yield _counter("revproxy_health_checks", "Health checks made, by result.", ("pool", "server", "result"), checks)
 
     def _is_down(self, pool: str, address: str) -> bool:
         seen = self._snapshot.health.get((pool, address))

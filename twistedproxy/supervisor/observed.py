@@ -5,6 +5,7 @@ Nobody wants these facts, they just are: no journal, no revision. Those of one t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ class Names(Protocol):
     def stop(self) -> None: ...
 
 
-MakeChecks = Callable[[Any, Callable[[HealthSeen], None]], Checks]
+MakeChecks = Callable[[Any, Callable[[HealthSeen], None], Callable[[str, str, str], None]], Checks]
 MakeNames = Callable[[Any, Callable[[Resolved], None]], Names]
 
 
@@ -70,7 +71,8 @@ class Observed:
         self._flush: Any = None
         self._passive = PassiveFailures(reactor.seconds)
         self._passive.update(model)
-        self._checks = checks(reactor, self.saw_health)
+        self._checks_made: Counter[tuple[str, str, str]] = Counter()
+        self._checks = checks(reactor, self.saw_health, self._saw_check)
         self._names = names(reactor, self._saw_addresses)
         for row in rows.update(model):
             self._facts.put(row)
@@ -104,7 +106,9 @@ class Observed:
 
     def after_commit(self) -> None:
         """Forget servers that are gone, watch those that came."""
-        self._facts.keep_only(server_keys(self._model))
+        present = server_keys(self._model)
+        self._facts.keep_only(present)
+        self._checks_made = Counter({key: made for key, made in self._checks_made.items() if key[:2] in present})
         self._passive.update(self._model)
         for row in self._rows.update(self._model):
             self.put(row)
@@ -117,6 +121,11 @@ class Observed:
     @property
     def health(self) -> Mapping[tuple[str, str], HealthSeen]:
         return self._facts.health
+
+    @property
+    def health_checks(self) -> list[tuple[str, str, str, int]]:
+        """How many were made: (pool, server, ``ok``, ``failed`` or ``timeout``, number)."""
+        return [(*key, made) for key, made in self._checks_made.items()]
 
     @property
     def ejected(self) -> frozenset[tuple[str, str]]:
@@ -144,6 +153,9 @@ class Observed:
         self._flush = None
         observations, self._to_broadcast = self._to_broadcast, []
         self._send(observations)
+
+    def _saw_check(self, pool: str, server: str, result: str) -> None:
+        self._checks_made[pool, server, result] += 1
 
     def saw_health(self, seen: HealthSeen) -> None:
         """A probe's verdict changed."""

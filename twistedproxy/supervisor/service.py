@@ -283,7 +283,8 @@ class Supervisor(Service):
         return is_anybody_serving and not is_anybody_behind and not self.is_stopping
 
     def statistics(self) -> Mapping[str, Any]:
-        return self._fleet.statistics() | {"config_reloads": list(self.operations.reloads.items())}
+        own = {"config_reloads": list(self.operations.reloads.items()), "health_checks": self._observed.health_checks}
+        return self._fleet.statistics() | own
 
     async def fresh_statistics(self) -> Mapping[str, Any]:
         await self._fleet.collect()
