@@ -101,7 +101,7 @@ def open_idle(port: int, count: int) -> list[socket.socket]:
 def fetch(port: int, path: str) -> bytes:
     """The body of one GET, to see that all peers give equal answers."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"GET %b HTTP/1.0\r\nHost: localhost\r\n\r\n" % path.encode())
+        connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
         data = b""
         while piece := connection.recv(1 << 20):
             data += piece

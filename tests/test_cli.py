@@ -71,6 +71,19 @@ class AgainstTheDaemon(TestCase):
         await self.revproxy("--state", ".", "weight", "web", "127.0.0.1:9001", "null")
         self.assertIsNone(self.server().weight_set)
 
+    async def test_a_preview_is_asked_for_on_either_side_of_the_command(self) -> None:
+        """--preview may stand before the command too; a command that has none refuses, and does nothing."""
+        change = ("weight", "web", "127.0.0.1:9001", "7")
+        for arguments in (("--preview", *change), (*change, "--preview")):
+            self.control.terms = None
+            await self.revproxy("--state", ".", *arguments)
+            self.assertTrue(self.control.terms.is_preview)
+        revision = self.control.revision
+        refused = await self.revproxy("--state", ".", "--preview", "adopt", "--yes")
+        self.assertEqual((refused.returncode, refused.stdout), (2, ""))
+        self.assertIn("'adopt' has no --preview", refused.stderr)
+        self.assertEqual(self.control.revision, revision)
+
     async def test_states(self) -> None:
         """drain, maint and ready do what they are called."""
         for command in ("drain", "maint", "ready"):

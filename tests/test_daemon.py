@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -87,10 +88,48 @@ class Commands(SynchronousTestCase):
         problems = [
             {"file": "x.toml", "line": 3, "path": "pools", "message": "bad"},
             {"file": "x.toml", "line": 4, "path": "", "message": "worse"},
+            {"file": "x.toml", "line": 0, "path": "state_dir", "message": "unknown place"},
         ]
         result = self.run_command("reload", answers=[(400, {"title": "Bad Request", "detail": "refused", "problems": problems})])
         self.assertEqual(result.exit_code, 1)
-        self.assertIn("x.toml:3: pools: bad\nx.toml:4: worse", result.output)
+        self.assertIn("x.toml:3: pools: bad\nx.toml:4: worse\nx.toml: state_dir: unknown place", result.output)
+
+    def test_the_listing_of_changes_cannot_be_forged(self) -> None:
+        """What is in the journal already, too: a line end or an escape in a reason shows as a space."""
+        change = {"kind": "set_weight", "pool": "web", "server": "a:1", "before": 1, "after": 2}
+        entry = {"revision": 1, "at": "now", "by": "eve", "reason": "x\n2  now  admin\x1b[2J", "change": change, "undone_by": None}
+        result = self.run_command("changes", answers=[(200, {"changes": [entry | {"confirm_by": None}]})])
+        self.assertEqual(len(result.output.splitlines()), 2)
+        self.assertNotIn("\x1b", result.output)
+
+    def test_a_weight_below_zero_is_refused_as_a_weight(self) -> None:
+        """Not as an option that there is not."""
+        result = self.run_command("weight", "web", "a:1", "-3", answers=[])
+        self.assertEqual((result.exit_code, self.daemon.asked), (1, []))
+        self.assertIn("'-3' is not a whole number from 0 to 1000", result.output)
+        self.assertNotEqual(self.run_command("weight", "web", "a:1", "3", "--preveiw", answers=[]).exit_code, 0)
+        self.assertEqual(self.daemon.asked, [])
+
+    def test_status_in_the_first_second(self) -> None:
+        """No worker has said yet which codec it has: nothing is claimed."""
+        status = {"version": "1", "revision": 1, "uptime_seconds": 0, "config_file": "x.toml", "head_codec": "starting"}
+        result = self.run_command("status", answers=[(200, status | {"workers": [], "listeners": []})])
+        self.assertIn("up 0s, x.toml, starting\n", result.output)
+
+    def test_a_reload_without_differences_says_so(self) -> None:
+        same = {"revision": 7, "workers": {"total": 0, "acked": 0, "lagging": []}, "notes": ["the file says what is in force already"]}
+        result = self.run_command("reload", answers=[(200, same)])
+        self.assertEqual(result.output, "reloaded: nothing to change, revision 7 stays\nnote: the file says what is in force already\n")
+
+    def test_a_daemon_that_hangs_is_not_waited_for_for_ever(self) -> None:
+        """It accepts and says nothing: one sentence, after the time limit (10 s)."""
+        self.assertEqual(daemon.TIMEOUT_S, 10.0)
+        self.patch(daemon, "TIMEOUT_S", 0.2)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            result = CliRunner().invoke(cli, ["--admin", url, "--token-file", str(self.token), "status"])
+        self.assertEqual(result.exit_code, 1)
+        self.assertIn("did not answer within 0.2 s", result.output)
 
     def test_a_reload_tells_what_the_file_has_overtaken(self) -> None:
         result = self.run_command("reload", answers=[(200, APPLIED | {"superseded": ["weight of a"], "notes": ["restart"]})])

@@ -54,6 +54,7 @@ class ProblemTests(SynchronousTestCase):
         self.assertEqual(str(Problem("a.b", "is wrong", 3, "f.toml")), "f.toml:3: a.b: is wrong")
         self.assertEqual(str(Problem("", "is wrong", 3, "f.toml")), "f.toml:3: is wrong")
         self.assertEqual(str(Problem("a.b", "is wrong")), "a.b: is wrong")
+        self.assertEqual(str(Problem("a.b", "is wrong", file="f.toml")), "f.toml: a.b: is wrong")
 
     def test_a_configuration_error_holds_and_prints_all_problems(self):
         error = ConfigurationError([Problem("a", "x"), Problem("b", "y")])

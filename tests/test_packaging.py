@@ -55,7 +55,7 @@ class Wheel(SynchronousTestCase):
         self.assertIn("twistedproxy/py.typed", names)
 
     def test_a_fresh_venv_gets_the_command_and_the_plugin(self) -> None:
-        """`pip install` brings `revproxy`, and `twistd --help` lists it."""
+        """`pip install` brings `revproxy`; `twistd --help` and `twist --help` list it."""
         venv = self.directory / "venv"
         run([sys.executable, "-m", "venv", "--without-pip", str(venv)], self.directory)
         python = venv / "bin/python"
@@ -67,6 +67,8 @@ class Wheel(SynchronousTestCase):
         )
         shown = run([str(python), "-c", "from twisted.scripts.twistd import run; run()", "--help"], self.directory)
         self.assertRegex(shown, r"(?m)^ +revproxy +\S")
+        twist = "from twisted.application.twist._twist import Twist; Twist.main(['twist', '--help'])"
+        self.assertRegex(run([str(python), "-c", twist], self.directory), r"(?m)^ +revproxy +\S")
         self.assertIn("0.1.0", run([str(venv / "bin/revproxy"), "--version"], self.directory))
 
 

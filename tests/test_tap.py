@@ -175,6 +175,9 @@ servers = ["127.0.0.1:1"]
         until(lambda: "the file says what is in force already" in self.out())
         process.send_signal(signal.SIGUSR1)
         until(lambda: "logs are open anew" in self.out())
+        process.send_signal(signal.SIGUSR2)
+        until(lambda: "upgrade in place is not supported yet; restart instead" in self.out())
+        self.assertEqual(len(self.ask("/api/v1/status")["workers"]), 2)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(20), 0)
         self.assertNotIn("Traceback", self.out())
@@ -212,6 +215,47 @@ servers = ["127.0.0.1:1"]
             os.kill(pid, signal.SIGTERM)
         until(lambda: not Path(f"/proc/{pid}").exists())
         self.assertFalse(pid_file.exists())
+
+    def test_a_restart_need_not_wait_for_the_last_session(self) -> None:
+        """While one TCP session keeps the old instance, the new one has ports, state, admin side and pid file."""
+        pid_file = self.directory / "twistd.pid"
+        daemon = [*self.command("--pidfile", str(pid_file), "--logfile", str(self.directory / "out.log"))]
+        backend, tcp = socket.create_server(("127.0.0.1", 0)), free_port()
+        self.addCleanup(backend.close)
+        self.write(f'[pools.raw]\nservers = ["127.0.0.1:{backend.getsockname()[1]}"]\n[tcp."127.0.0.1:{tcp}"]\npool = "raw"')
+        pids: list[int] = []
+
+        def start() -> None:
+            seen = len(self.out()) if pids else 0
+            done = subprocess.run(
+                daemon, env=environment(), cwd=self.directory, capture_output=True, text=True, timeout=60, check=False
+            )  # fmt: skip
+            self.assertEqual(done.returncode, 0, done)
+            pids.append(int(until(lambda: pid_file.exists() and pid_file.read_text())))
+            self.ready(seen)
+
+        start()
+        self.addCleanup(lambda: [os.kill(pid, signal.SIGTERM) for pid in pids if Path(f"/proc/{pid}").exists()])
+        with socket.create_connection(("127.0.0.1", tcp), timeout=10) as client, backend.accept()[0] as server:
+            os.kill(pids[0], signal.SIGTERM)
+            until(lambda: "a new instance can be started now" in self.out())
+            began = time.monotonic()
+            start()
+            self.assertLess(time.monotonic() - began, 15)
+            self.assertEqual(
+                self.ask(f"/api/v1/pools/raw/servers/127.0.0.1:{backend.getsockname()[1]}", "PATCH", {"weight": 5})["revision"], 1
+            )
+            client.sendall(b"still here")
+            self.assertEqual(server.recv(100), b"still here")
+            server.sendall(b"and back")
+            self.assertEqual(client.recv(100), b"and back")
+        until(lambda: not Path(f"/proc/{pids[0]}").exists())
+        self.assertEqual(int(pid_file.read_text()), pids[1])
+        self.assertTrue((self.directory / "state" / "admin.sock").exists())
+        self.assertEqual((self.directory / "state" / "lock").read_text(), f"{pids[1]}\n")
+        os.kill(pids[1], signal.SIGTERM)
+        until(lambda: not Path(f"/proc/{pids[1]}").exists())
+        self.assertEqual([pid_file.exists(), "Traceback" in self.out()], [False, False])
 
     def test_a_clock_step_fires_no_timer_f1(self) -> None:
         """The supervisor's reactor runs on the monotonic clock from the first act of makeService."""

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.cli import cli
-from twistedproxy.daemon import change_in_words
+from twistedproxy.config.words import change_in_words
 
+SET = {"kind": "set_weight", "pool": "web", "server": "b:1", "before": 1, "after": 5}
 CONFIG = """\
 [listen]
 http = ["127.0.0.1:8080"]
@@ -132,9 +133,10 @@ class OnlineTests(SynchronousTestCase):
             "attempts": [{"server": "a:1", "failed_after_seconds": 0.1, "reason": "connect", "detail": "refused"}],
             "skipped": [{"server": "b:1", "why": "down"}],
             "health": [{"seconds": -3.0, "pool": "web", "server": "b:1", "health": "down", "reason": "timeout"}],
-            "changes": [{"seconds": -60.0, "revision": 3, "by": "me", "change": {"kind": "set_weight"}}],
+            "changes": [{"seconds": -60.0, "revision": 3, "by": "me", "change": SET}],
         }  # fmt: skip
         output, asked = self.ask("why", "id/1", answer={"stories": [story]})
+        self.assertIn("revision 3 by me: set_weight web b:1: 1 → 5\n", output)
         self.assertEqual(asked[:2], ("GET", "/api/v1/why/id%2F1"))
         for line in ("GET h/p: 502 after 0.500 s, refused", "tried a:1: connect after 0.100 s refused", "not tried: b:1 is down",
                      "-3.0 s: web b:1 down timeout", "-60.0 s: revision 3 by me"):  # fmt: skip

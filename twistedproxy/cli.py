@@ -15,7 +15,8 @@ from urllib.parse import quote
 import click
 
 from twistedproxy import __version__
-from twistedproxy.daemon import Failed, Options, ask, change_in_words, count, show_applied, show_json, show_table, stream
+from twistedproxy.config.words import change_in_words
+from twistedproxy.daemon import Failed, Options, ask, count, place, show_applied, show_json, show_table, stream
 from twistedproxy.traffic import add_commands, failing_tests
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -48,15 +49,24 @@ def with_conditions(command: Command) -> Command:
     return with_options(command)
 
 
+_CONDITIONS = {"is_preview": "--preview", "confirm_within": "--confirm-within", "abort_if": "--abort-if"}
+
+
 def _options(given: Mapping[str, Any]) -> Options:
-    options: Options = click.get_current_context().find_object(Options) or Options()
+    context = click.get_current_context()
+    options: Options = context.find_object(Options) or Options()
+    takes = {parameter.name for parameter in context.command.params}
+    for name, option in _CONDITIONS.items():
+        if getattr(options, name) and name not in takes:
+            # Never do for real what was to be a preview only.
+            raise click.UsageError(f"'{context.info_name}' has no {option}", context)
     options.take(given)
     return options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="revproxy")
-@with_options
+@with_conditions
 def cli(**given: Any) -> None:
     """Check a configuration file, or see and change the running proxy."""
     options = click.get_current_context().obj = Options()
@@ -82,7 +92,7 @@ def check(file: str, **given: Any) -> None:
         else:
             for problem in e.problems:
                 path = f"{problem.path}: " if problem.path else ""
-                click.echo(f"{problem.file or file}:{problem.line}: {path}{problem.message}")
+                click.echo(f"{place(problem.file or file, problem.line)}: {path}{problem.message}")
         sys.exit(1)
     if options.is_json:
         show_json({"problems": []})
@@ -112,9 +122,10 @@ def status(**given: Any) -> None:
     if options.is_json:
         show_json(answer)
         return
+    codec = answer["head_codec"]
     click.echo(
         f"revproxy {answer['version']}, revision {answer['revision']}, up {_duration(answer['uptime_seconds'])}, "
-        f"{answer['config_file'] or 'no file'}, {answer['head_codec']} head codec"
+        f"{answer['config_file'] or 'no file'}, {codec if codec == 'starting' else f'{codec} head codec'}"
     )
     show_table(
         ("WORKER", "PID", "STATE", "REVISION", "CONNECTIONS", "REQUESTS", "LAG"),
@@ -171,7 +182,7 @@ def _server_path(pool: str, server: str) -> str:
     return f"/api/v1/pools/{quote(pool, '')}/servers/{quote(server, ':[]')}"
 
 
-@cli.command()
+@cli.command(context_settings={"ignore_unknown_options": True})  # so that -3 is a weight, and a wrong one
 @click.argument("pool")
 @click.argument("server")
 @click.argument("weight", metavar="N|null")

@@ -19,10 +19,13 @@ from urllib.parse import urlsplit
 
 import click
 
+from twistedproxy.config.words import change_in_words
+from twistedproxy.errors import one_line
+
 DEFAULT_FILES = ("revproxy.toml", "/etc/revproxy/revproxy.toml")
 SYSTEM_STATE_DIR = "/var/lib/revproxy"
 """Where systemd's ``StateDirectory=revproxy`` puts the state of the daemon that reads the second default file."""
-TIMEOUT_S = 30.0
+TIMEOUT_S = 10.0
 
 
 class Failed(click.ClickException):
@@ -137,6 +140,8 @@ def _unreachable(where: str, error: Exception) -> str:
         return f"{where} may not be opened by this user; run as the user of the daemon, or use --admin URL --token-file FILE."
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return f"no daemon answers at {where}; start it with 'twistd revproxy', or point --state or --admin at the one that runs."
+    if isinstance(error, TimeoutError):
+        return f"{where} did not answer within {TIMEOUT_S:g} s; whether the change was made is not known: see the daemon's log."
     return f"{where} does not answer: {error or type(error).__name__}; see the daemon's log."
 
 
@@ -153,7 +158,12 @@ def _refused(where: str, status: int, answer: Any) -> str:
 
 def _problem_line(problem: Mapping[str, Any]) -> str:
     path = f"{problem['path']}: " if problem["path"] else ""
-    return f"{problem['file']}:{problem['line']}: {path}{problem['message']}"
+    return f"{place(problem['file'], problem['line'])}: {path}{problem['message']}"
+
+
+def place(file: str, line: int | None) -> str:
+    """``FILE:LINE``; of what is nowhere in particular the file alone."""
+    return f"{file}:{line}" if line else file
 
 
 def find_socket(options: Options) -> str:
@@ -195,7 +205,7 @@ def show_json(value: Any) -> None:
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """A table: rich's on a terminal, aligned text elsewhere."""
-    lines = [[str(cell) for cell in row] for row in rows]
+    lines = [[one_line(str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -221,6 +231,10 @@ def show_applied(options: Options, answer: Mapping[str, Any], what: str) -> None
         _show_preview(answer)
         return
     workers = answer["workers"]
+    if not workers["total"] and answer.get("notes"):
+        click.echo(f"{what}: nothing to change, revision {answer['revision']} stays")
+        _show_notes(answer)
+        return
     text = f"{what}: revision {answer['revision']}, in force in {workers['acked']} of {workers['total']} workers"
     if workers["lagging"]:
         text += f" (slots {', '.join(map(str, workers['lagging']))} lag; they are sent it again or replaced)"
@@ -246,19 +260,6 @@ def _show_preview(answer: Mapping[str, Any]) -> None:
         click.echo(f"  {share['server']} in {share['pool']}: {share['before']:.1%} → {share['after']:.1%} of the traffic")
     click.echo(f"  {count(preview['closing'], 'open session')} would be closed")
     _show_notes(answer)
-
-
-def change_in_words(change: Mapping[str, Any]) -> str:
-    if change.get("kind") == "batch":
-        return "; ".join(change_in_words(part) for part in change["changes"])
-    if change.get("kind") == "replace_config":
-        return "file: " + ("; ".join(change.get("changes", ())) or "no value changed")
-    where = " ".join(str(change[key]) for key in ("pool", "server", "site", "path") if change.get(key))
-    text = f"{change.get('kind', '?')} {where}".strip()
-    before, after = change.get("before"), change.get("after")
-    if change.get("kind") == "set_split" and isinstance(before, dict) and isinstance(after, dict):
-        before, after = (" ".join(f"{pool}={weight}" for pool, weight in weights.items()) for weights in (before, after))
-    return text if isinstance(before, dict) or isinstance(after, dict) else f"{text}: {before} → {after}"
 
 
 def count(n: int, noun: str) -> str:

@@ -335,7 +335,8 @@ class Problem:
     file: str = ""
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}: " if self.file else ""
+        line = f":{self.line}" if self.line else ""
+        where = f"{self.file}{line}: " if self.file else ""
         return f"{where}{self.path}: {self.message}" if self.path else f"{where}{self.message}"
 
 
@@ -359,3 +360,8 @@ class ChangeRefused(Exception):
         self.status = status
         self.message = message
         self.field = field
+
+
+def one_line(text: str) -> str:
+    """What others wrote, without line ends and control characters: it forges no rows and speaks to no terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

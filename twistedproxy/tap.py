@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
@@ -88,7 +88,9 @@ def makeService(options: Options) -> MultiService:
             file = demo.file
         else:
             file = os.path.abspath(options["config"]) if options["config"] else find_file()
-        return compose(reactor, prepare(file), demo)
+        root = compose(reactor, prepare(file), demo)
+        root.twistd = options.parent
+        return root
     except ConfigurationError as e:
         if demo is not None:
             demo.remove()
@@ -113,10 +115,13 @@ class Prepared:
         return self.configuration.model
 
     def abandon(self) -> None:
+        self.close()
+        self.state.release()
+
+    def close(self) -> None:
         self.sockets.close()
         if self.admin is not None:
             self.admin.close()
-        self.state.release()
 
 
 def prepare(file: str) -> Prepared:
@@ -151,7 +156,7 @@ def _located(problem: Problem, file: str) -> Problem:
     return Problem(problem.path, problem.message, problem.line, problem.file or file)
 
 
-def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> MultiService:
+def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Root:
     """The service tree over what is prepared."""
     # Klein imports the global reactor, so not before it is chosen; workers never come here.
     from twistedproxy.admin.api import AdminService  # noqa: PLC0415
@@ -246,6 +251,8 @@ class Root(MultiService):
     journal: Journal
     admin: Any
     events: EventFile | None = None
+    twistd: Any = None
+    """Its options."""
 
     def __init__(self, reactor: Any, prepared: Prepared, demo: _Demo | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -297,7 +304,33 @@ class Root(MultiService):
         self._is_stopping = True
         self._notifier.stopping()
         stopped: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
-        return stopped.addBoth(self._ended)
+        handed = Deferred.fromCoroutine(self._hand_over())
+        handed.addErrback(lambda failure: log.failure("a new instance can start only when this one has ended", failure))
+        return gatherResults([stopped, handed]).addBoth(self._ended)
+
+    async def _hand_over(self) -> None:
+        """While our workers finish what is open, a new instance may have all else: ports, state directory and pid file."""
+        await self.admin.closed
+        await self.supervisor.operations.quiet()
+        self.journal.close()
+        self._prepared.close()
+        self._give_up_pid_file()
+        self._prepared.state.hand_over()
+        log.info("a new instance can be started now, this one only finishes what is open")
+
+    def _give_up_pid_file(self) -> None:
+        """twistd refuses to start over the file of a living process, and would remove our successor's when we end."""
+        path = self.twistd["pidfile"] if self.twistd is not None else None
+        if not path:
+            return
+        self.twistd["pidfile"] = ""
+        try:
+            with open(path, encoding="ascii") as file:
+                is_ours = file.read().strip() == str(os.getpid())
+            if is_ours:
+                os.unlink(path)
+        except (OSError, ValueError) as e:
+            log.warn("the pid file {path} stays: {why}", path=path, why=str(e))
 
     def _ended(self, result: Any) -> Any:
         if self._watchdog.running:
@@ -325,6 +358,7 @@ class Root(MultiService):
         """Only now: `reactor.run` has put its own handlers in place by the time it is running."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self.stop))
+        signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self.refuse_upgrade))
         signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(self.reopen_logs))
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
 
@@ -335,6 +369,10 @@ class Root(MultiService):
         else:
             self._is_stopping = True
             self._reactor.stop()
+
+    def refuse_upgrade(self) -> None:
+        """SIGUSR2, which asks other servers to upgrade, and would end a process that does not catch it."""
+        log.warn("SIGUSR2: upgrade in place is not supported yet; restart instead")
 
     def reopen_logs(self) -> None:
         for observer in globalLogPublisher._observers:

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 import click
 
+from twistedproxy.config.words import change_in_words
 from twistedproxy.daemon import Failed, Options, ask, show_applied, show_json, show_table
 
 Decorator = Callable[[Any], Any]
@@ -231,4 +232,4 @@ def _show_story(story: Mapping[str, Any]) -> None:
         verdict = seen.get("health") or ("ejected" if seen.get("ejected") else "")
         click.echo(f"  {seen['seconds']:+.1f} s: {seen['pool']} {seen['server']} {verdict} {seen.get('reason', '')}".rstrip())
     for change in story["changes"]:
-        click.echo(f"  {change['seconds']:+.1f} s: revision {change['revision']} by {change['by']}: {change['change']}")
+        click.echo(f"  {change['seconds']:+.1f} s: revision {change['revision']} by {change['by']}: {change_in_words(change['change'])}")

@@ -87,6 +87,7 @@ class FakeControl:
         self.observers: list[Callable[[Event], None]] = []
         self.health: dict[tuple[str, str], HealthSeen] = {}
         self.ejected: frozenset[tuple[str, str]] = frozenset()
+        self.unresolved: frozenset[tuple[str, str]] = frozenset()
         self.is_ready = True
         self.raises: Exception | None = None
         self.lagging: tuple[int, ...] = ()
@@ -165,7 +166,7 @@ class FakeControl:
         addresses = {"127.0.0.1:0": "127.0.0.1:8080"}
         return Snapshot(
             self.model, self.revision, 12.5, "native", workers, self.health, self.ejected, addresses,
-            self.effective, is_ready=self.is_ready,
+            self.effective, is_ready=self.is_ready, unresolved=self.unresolved,
         )  # fmt: skip
 
     def statistics(self) -> Mapping[str, Any]:
@@ -199,7 +200,7 @@ class Answer:
     def __init__(self, data: bytes, method: str) -> None:
         response = HTTPResponse(_Bytes(data), method=method)
         response.begin()
-        self.status = response.status
+        self.status, self.reason = response.status, response.reason
         self.headers = response.headers
         self.body = response.read()
 

@@ -146,13 +146,28 @@ class Gate(SynchronousTestCase):
         self.assertEqual(self.admin.control.revision, 1)
 
     def test_AD_08_guessing_is_slowed_down(self) -> None:
-        """AD-08: after ten failures within a second a peer gets 429, even with the right token, and is free again a second later."""
-        statuses = [self.admin.ask("GET", "/metrics", role=None).status for _ in range(12)]
-        self.assertEqual(statuses, [401] * 10 + [429] * 2)
-        answer = self.admin.ask("GET", "/metrics")
-        self.assertEqual((answer.status, answer.headers["Retry-After"]), (429, "1"))
+        """AD-08: after ten wrong tokens within a second a peer gets 429 for more of them, for the rest of that second."""
+        wrong = {"Authorization": "Bearer wrong"}
+        answers = [self.admin.ask("GET", "/metrics", role=None, headers=wrong) for _ in range(12)]
+        self.assertEqual([answer.status for answer in answers], [401] * 10 + [429] * 2)
+        self.assertEqual((answers[-1].reason, answers[-1].headers["Retry-After"]), ("Too Many Requests", "1"))
         self.admin.clock.advance(1.1)
+        self.assertEqual(self.admin.ask("GET", "/metrics", role=None, headers=wrong).status, 401)
+
+    def test_AD_08_nobody_is_locked_out_by_another(self) -> None:
+        """AD-08: a valid token passes whatever else comes from its address; a request without a token is no guess."""
+        for _ in range(12):
+            self.assertEqual(self.admin.ask("GET", "/metrics", role=None).status, 401)
+        for _ in range(12):
+            self.admin.ask("GET", "/metrics", role=None, headers={"Authorization": "Bearer wrong"})
         self.assertEqual(self.admin.ask("GET", "/metrics").status, 200)
+        self.assertEqual(self.admin.ask("GET", "/metrics", role=None).status, 401)
+
+    def test_refusals_say_what_to_do(self) -> None:
+        """401, both kinds of 403: one sentence each, which tells a stranger nothing that is not in the manual."""
+        self.assertIn("token is needed", self.admin.ask("GET", "/metrics", role=None).json["detail"])
+        self.assertIn("role", self.admin.ask("PATCH", SERVER, {"weight": 1}, role="view").json["detail"])
+        self.assertIn("admin.names", self.admin.ask("GET", "/metrics", host="evil.com").json["detail"])
 
     def test_AD_06_names_from_the_url_are_never_interpreted(self) -> None:
         """AD-06: traversal, markup, control characters and huge names are refused as JSON, which no browser renders."""

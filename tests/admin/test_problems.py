@@ -6,7 +6,7 @@ import json
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.admin.problems import Refuse, did_you_mean, forbidden, unauthorized
+from twistedproxy.admin.problems import Refuse, did_you_mean, forbidden, foreign_host, too_many_guesses, unauthorized
 
 
 class Problems(SynchronousTestCase):
@@ -16,9 +16,9 @@ class Problems(SynchronousTestCase):
         self.assertEqual(body, {"type": "about:blank", "title": "Bad Request", "status": 400, "detail": "too big", "field": "weight"})
 
     def test_AD_01_who_may_not_learns_nothing(self) -> None:
-        """401 and 403 say nothing more."""
-        for refusal in (unauthorized(), forbidden()):
-            self.assertEqual(set(json.loads(refusal.body)), {"type", "title", "status"})
+        """401, 403 and 429 say one fixed sentence and nothing more."""
+        for refusal in (unauthorized(), forbidden(), foreign_host(), too_many_guesses()):
+            self.assertEqual(set(json.loads(refusal.body)), {"type", "title", "status", "detail"})
 
     def test_did_you_mean(self) -> None:
         """The nearest name, or all of them."""

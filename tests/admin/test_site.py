@@ -58,6 +58,17 @@ class Site(SynchronousTestCase):
         self.assertEqual(wire.value().count(b"HTTP/1.1"), 1)
         self.assertIn(b" 413 ", wire.value())
 
+    def test_AD_04_what_comes_in_one_piece_with_the_limit_is_refused_cleanly(self) -> None:
+        """AD-04: many chunks in one piece go on arriving after the refusal, be it for the size or for the token."""
+        chunks = (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 300 + b"0\r\n\r\n"
+        for token, status in (("", b" 413 "), ("bad", b" 401 ")):
+            channel, wire = self.admin.connect()
+            head = self.head(token=token, extra="Transfer-Encoding: chunked\r\n")
+            channel.dataReceived(head + chunks)
+            channel.dataReceived(chunks)
+            self.assertEqual(wire.value().count(b"HTTP/1.1"), 1)
+            self.assertIn(status, wire.value())
+
     def test_chunked_bodies_work(self) -> None:
         """A small chunked body is as good as one with a length, byte by byte too."""
         data = self.head(extra="Transfer-Encoding: chunked\r\n") + b"d\r\n" + b'{"weight": 5}' + b"\r\n0\r\n\r\n"

@@ -58,7 +58,7 @@ class Views(SynchronousTestCase):
         self.assertEqual(answer["servers"][1]["health"], {"status": "unknown", "reason": "not checked yet", "since": None})
 
     def test_shares_follow_availability(self) -> None:
-        """Down, drained and ejected servers have no share, and backups have one only when no primary is left."""
+        """Down, drained, ejected and unresolved servers have no share, and backups have one only when no primary is left."""
 
         def shares() -> list[float]:
             return [server["share"] for server in self.admin.ask("GET", "/api/v1/pools/web").json["servers"]]
@@ -68,6 +68,9 @@ class Views(SynchronousTestCase):
         self.assertEqual(shares(), [0.0, 1.0, 0.0])
         self.admin.control.ejected = frozenset({("web", "127.0.0.1:9002")})
         self.assertEqual(shares(), [0.0, 0.0, 1.0])
+        self.admin.control.unresolved = frozenset({("web", "127.0.0.1:9009")})
+        self.assertEqual(shares(), [0.0, 0.0, 0.0])
+        self.admin.control.unresolved = frozenset()
         self.admin.ask("PATCH", "/api/v1/pools/web/servers/127.0.0.1:9009", {"state": "drain"})
         self.assertEqual(shares(), [0.0, 0.0, 0.0])
 

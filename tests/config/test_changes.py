@@ -183,6 +183,7 @@ class DescribeTests(SynchronousTestCase):
     def test_added_and_removed_servers_are_described_whole(self):
         added = describe(MODEL, AddServer("web", Server("c:1", 5)))
         self.assertEqual((added["server"], added["before"], added["after"]["weight"]), ("c:1", None, 5))
+        self.assertEqual(added["after"]["source"], "admin")
         removed = describe(MODEL, RemoveServer("web", A))
         self.assertEqual((removed["before"]["weight"], removed["after"]), (3, None))
 

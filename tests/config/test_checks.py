@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -40,6 +41,21 @@ class CheckTests(SynchronousTestCase):
     def test_values_are_quoted_by_the_caller_who_knows_how_they_were_written(self):
         ((_, message),) = findings(POOL + "[sites.'*']\n'/' = 'wep'")
         self.assertIn("<wep>", message)
+
+    def test_an_access_log_that_cannot_be_written_is_refused_at_its_key(self):
+        """It would be missed only when somebody looks for a line of it."""
+        folder = self.mktemp()
+        os.makedirs(folder)
+        text = POOL + "[sites.'*']\n'/' = 'web'\n[logs]\naccess = { file = '%s' }"
+        self.assertEqual(findings(text % os.path.abspath(f"{folder}/new.log")), [])
+        self.assertEqual(findings(text % "/dev/null") + findings(text % "-"), [])
+        for file, word in ((f"{folder}/none/a.log", "does not exist"), (folder, "is a directory")):
+            ((path, message),) = findings(text % os.path.abspath(file))
+            self.assertEqual((path, word in message), (("logs", "access", "file"), True), message)
+        self.patch(os, "access", lambda *_: False)  # as for a user other than root
+        for file, word in ((f"{folder}/new.log", "its directory"), ("/dev/null", "may not be written")):
+            ((path, message),) = findings(text % os.path.abspath(file))
+            self.assertIn(word, message)
 
     def test_source_ip_is_fine_for_tcp(self):
         self.assertEqual(findings("[pools.web]\nservers = ['a:1']\nbalance = 'source_ip'\n[tcp.':1']\npool = 'web'"), [])

@@ -91,7 +91,7 @@ accept_proxy = ["10.0.0.0/8"]
 max_connections = 500
 timeouts = { tcp_idle = "3h" }
 [logs]
-access = { file = "access.log", format = "json" }
+access = { file = "../../../../../../../../../../../../dev/null", format = "json" }
 events = { file = "-", format = "text" }
 """
 
@@ -317,7 +317,7 @@ class GoodTests(SynchronousTestCase):
         self.assertEqual(
             (tcp.allow, tcp.deny, tcp.accept_proxy, tcp.max_connections), (("10.0.0.0/8",), ("10.6.6.0/24",), ("10.0.0.0/8",), 500)
         )
-        self.assertEqual(model.logs.access, AccessLog("/etc/revproxy/access.log", "json"))
+        self.assertEqual(model.logs.access, AccessLog("/dev/null", "json"))
         self.assertEqual(model.logs.events, EventLog())
 
     def test_time_outs_are_inherited_from_the_file_by_sites_routes_and_tcp_listeners(self):
@@ -428,6 +428,24 @@ class ProblemTests(SynchronousTestCase):
                 (2, "pools.web.servers[1]"), (3, "pools.web.balanec"), (4, "pools.web.queue.size"), (5, "pools.empty"),
                 (7, 'sites."a.example".http2'), (8, 'sites."a.example"."/"'), (9, 'sites."a.example"."/x".timeouts.connect'),
                 (10, 'tcp.":80"'), (12, 'tcp.":80".mode'), (14, "workers.count"),
+            ],
+        )  # fmt: skip
+
+    def test_several_mistakes_in_one_list_hide_none_of_its_neighbours(self):
+        """Bad servers and placeholders that stand for nothing leave the other servers and keys of the pool to be checked."""
+        text = """\
+            [pools.web]
+            servers = ["a:1 wieght=2", "${env:NOT_SET}:1", "${file:none}", "http://x"]
+            balance = "hash:header.X"
+            slow_start = 5
+            [tcp.":80"]
+            pool = "web"
+        """
+        self.assertEqual(
+            [(p.line, p.path) for p in problems_of(text, environ={})],
+            [
+                (2, "pools.web.servers[0]"), (2, "pools.web.servers[1]"), (2, "pools.web.servers[2]"),
+                (2, "pools.web.servers[3].address"), (4, "pools.web.slow_start"), (6, 'tcp.":80".pool'),
             ],
         )  # fmt: skip
 

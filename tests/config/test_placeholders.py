@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.placeholders import MOST_FILE_BYTES, Resolved, resolve
+from twistedproxy.config.placeholders import MOST_FILE_BYTES, VARIABLES, Resolved, resolve
 
 ENVIRONMENT = {"HOST": "10.0.0.1", "EMPTY": ""}
 
@@ -28,7 +30,7 @@ BAD = {
     "${env:MISSING}": ("MISSING is not set", ":-default"),
     "${env:}": ("environment variable",),
     "${env:1A}": ("environment variable",),
-    "${HOST}": ("not a placeholder", "${env:NAME}"),
+    "${HOST}": ("not a placeholder", "${env:NAME}", "${client_ip}", "${tls_version}"),
     "${}": ("not a placeholder",),
     "${env:HOST": ("no } after it",),
     "${file:}": ("names no file",),
@@ -54,6 +56,10 @@ class PlaceholderTests(SynchronousTestCase):
         for text, value in GOOD.items():
             result = self.resolve({"a": text})
             self.assertEqual((result.tree, result.problems), ({"a": value}, []))
+
+    def test_the_manual_lists_every_variable(self):
+        manual = (Path(__file__).parents[2] / "docs/routing.md").read_text()
+        self.assertEqual(set(re.findall(r"^\| `\$\{(\w+)\}` \|", manual, re.MULTILINE)), VARIABLES)
 
     def test_a_file_stands_for_its_text_without_the_last_line_end(self):
         self.write("secret", b"s3cret\r\n")

@@ -58,6 +58,7 @@ BAD = {
     '"/x" = { pool = "web", headers = { request = { set = { Host = "x" } } } }': 'use host = "…"',
     '"/x" = { pool = "web", headers = { request = { set = { Content-Length = "1" } } } }': "belongs to the connection",
     '"/x" = { pool = "web", headers = { request = { set = { X = "${nonsense}" } } } }': "is not a placeholder",
+    '"/x" = { pool = "web", retry = { tries = 1, budget = "50%" } }': "the budget is shared by all requests of the pool",
     '"/x" = { pool = "web", host = "a b" }': "is not a host",
     '"/x" = { respond = { status = 99 } }': "out of range",
     'use = ["security_header"]': "Did you mean 'security_headers'?",
@@ -73,6 +74,27 @@ BAD = {
     '[pools.x]\nservers = ["a:1"]\nsticky = "source_ip"': "needs a cookie here",
     '[pools.x]\nservers = ["a:1"]\nsticky = "cookie:s"\n[tcp."127.0.0.1:1"]\npool = "x"': "has sticky, which needs HTTP",
 }
+
+
+SAME_JOB = """\
+[pools.web]
+servers = ["10.0.0.1:8080 weight=3", "10.0.0.2:8080"]
+health  = "GET /health"
+[pools.api]
+servers = ["10.0.0.11:9000", "10.0.0.12:9000"]
+health  = "GET /health"
+[pools.pg]
+servers = ["10.0.0.21:5432", "10.0.0.22:5432 backup"]
+health  = "postgres"
+[sites."www.example.com"]
+tls   = "auto"
+"/api/"    = "api"
+"/static/" = "web"
+"/"        = "web"
+[tcp.":5432"]
+pool = "pg"
+"""
+"""Certificates from an authority, routes, weights, health checks, PostgreSQL with a spare: the shortest other language needs twice that."""
 
 
 def parse(text: str) -> model.Model:
@@ -107,6 +129,14 @@ class RoutingTests(SynchronousTestCase):
         self.assertEqual((site.is_in_maintenance, site.maintenance_allow), (True, ("10.0.0.0/8",)))
         (test,) = loaded.tests
         self.assertEqual((test.pool, test.path, test.rule, test.split), ("web", "/x", "", (("web", 1),)))
+
+    def test_the_same_job_as_in_other_languages(self) -> None:
+        """Defaults do the rest: both ports, the redirect to HTTPS, certificates."""
+        loaded = parse(SAME_JOB)
+        self.assertEqual({str(each.address).rpartition(":")[2] for each in loaded.http}, {"80", "443"})
+        (site,) = loaded.sites.values()
+        self.assertEqual({route.path: route.pool for route in site.routes}, {"/": "web", "/api/": "api", "/static/": "web"})
+        self.assertEqual([(s.address, s.weight, s.backup) for s in loaded.pools["pg"].servers][1], ("10.0.0.22:5432", 1, True))
 
     def test_mistakes_are_told_with_their_line(self) -> None:
         """Every mistake is one problem, with the line it is on and what to do."""

@@ -24,6 +24,7 @@ from twistedproxy.config.model import (
     When,
 )
 from twistedproxy.http.destination import Destination
+from twistedproxy.http.explain import Known, Question, explain
 from twistedproxy.http.messages import LocalResponse
 from twistedproxy.http.routes import Router
 from twistedproxy.http.sticky import server_token
@@ -105,6 +106,7 @@ class ActingTests(SynchronousTestCase):
         site = Site("s", ("*",), (Route("/", respond=Respond(418, "short ${method}")),))
         got = self.locally(site, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab")
         self.assertEqual((got.status, got.body, got.get(b"Connection")), (418, b"short POST", b"close"))
+        self.assertEqual((got.start, got.get(b"Content-Type")), (b"HTTP/1.1 418 I'm a Teapot", b"text/plain; charset=utf-8"))
 
     def test_maintenance_and_who_is_let_in(self) -> None:
         """503 with Retry-After for everybody, also where no route is, but for the networks that are allowed."""
@@ -210,6 +212,27 @@ class ActingTests(SynchronousTestCase):
         self.assertIsNone(server.request().get(b"X-Revproxy-Explain"))
         server.send(OK)
         self.assertEqual(client.response().body, b"ok")
+
+    def test_the_trace_shows_the_request_that_the_server_gets(self) -> None:
+        """Field by field, also behind a trusted proxy, with a body, and with variables of this very connection."""
+        edits = HeaderEdits((("X-From", "${client_ip} ${client_port}"), ("X-Id", "${request_id}")))
+        route = Route("/a/", "web", strip=True, request=edits)
+        origin = self.bed.proxy(routes=[route], trusted_proxies=("127.0.0.1",))
+        known = Known(self.bed.pool.spec)
+        traces: list[Any] = []
+
+        def trace(exchange: Any) -> None:
+            asked = Question(exchange.head, exchange.client_ip, "http", exchange.connection.local[1], exchange)
+            traces.append(explain(self.bed.front.router, asked, lambda pool: known, lambda site: None, 0.0))
+
+        self.bed.front.explainer = trace
+        lines = b"X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-Proto: https\r\nX-Revproxy-Explain: t\r\nContent-Length: 2\r\n"
+        self.bed.client(b"POST /a/b? HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\nhi")
+        got = origin.accept().request()
+        (answer,) = traces
+        self.assertEqual(answer["request"]["line"].encode(), got.start)
+        self.assertEqual([tuple(part.encode() for part in pair) for pair in answer["request"]["headers"]], got.fields)
+        self.assertEqual(got.all(b"X-Forwarded-For"), [b"9.9.9.9, 127.0.0.1"])
 
     def test_a_failure_leaves_its_story(self) -> None:
         """The id in a 502 finds what was tried and why it failed."""

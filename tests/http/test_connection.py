@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.model import Timeouts
+from twistedproxy.config.model import Route, Timeouts
 from twistedproxy.http.connection import REQUESTS_PER_TURN, Reading
 from twistedproxy.net.transport import HIGH_WATER
 
@@ -349,6 +349,17 @@ class BodyTests(Case):
         server.breaks()
         self.assertEqual(self.bed.rejected(), {"body_timeout": 1})
         self.assertEqual(self.bed.leases, 0)
+
+    def test_a_route_has_its_own_word_on_silence_in_a_body(self) -> None:
+        """`body_idle` of the route counts, from the first silence on, in place of the proxy's."""
+        for limit_s, answer in ((3.0, 408), (60.0, 0)):
+            self.bed.proxy(routes=[Route("/", "web", timeouts=Timeouts(body_idle_s=limit_s))])
+            client = self.bed.client(self.fakes.post(bytes(1000))[:-500])
+            self.bed.travel(3.5 if answer else 40.0)
+            if answer:
+                self.assertEqual(client.response().status, answer)
+            else:
+                self.assertEqual(self.bed.rejected(), {})
 
     def trickles(self, data: bytes) -> Any:
         client, server = self.bed.start(data)

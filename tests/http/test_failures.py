@@ -72,6 +72,12 @@ class FailureTests(SynchronousTestCase):
             (b"*/*", False),
             (b"application/json", False),
             (b"application/problem+json, text/html", False),
+            (b"application/json, text/html;q=0.1", False),
+            (b"text/html, application/json; q=0.5", True),
+            (b"application/json;q=0.2, Text/HTML;q=0.3, */*;q=0.1", True),
+            (b"text/html, */*", True),
+            (b"text/html;q=0, */*", False),
+            (b"text/html;q=a lot", False),
             (None, False),
         ):
             response = failure_response(errors.NoRoute("x"), accepting(accept), b"id")
@@ -113,7 +119,7 @@ class WholeExchangeTests(Case):
         self.bed.proxy(routes=[Route("/api/", "web")])
         client = self.bed.client(f.get(b"/other") + f.get(b"/api/x"))
         line = self.refusal(client, 404)
-        self.assertEqual((line.cause.value, line.phase.value, line.site), ("client", "route", ""))
+        self.assertEqual((line.cause.value, line.phase.value, line.site), ("client", "route", "site"))
         self.serve(self.bed.origins[0].accept())
         self.assertEqual(client.response().status, 200)
 

@@ -168,6 +168,30 @@ class RequestTests(SynchronousTestCase):
         self.assertEqual(out.get_all(b"x-forwarded-for"), [b"1.1.1.1, 2.2.2.2, 10.0.0.1"])
         self.assertEqual(out.get_all(b"x-forwarded-proto"), [b"http"])
         self.assertEqual(sent(get(), FRIEND).get_all(b"x-forwarded-for"), [b"10.0.0.1"])
+        for chain, expected in (
+            (b"1.1.1.1,2.2.2.2:80", b"1.1.1.1,2.2.2.2:80, 10.0.0.1"),
+            (b"[2001:db8::1]:80, unknown, _hidden", b"[2001:db8::1]:80, unknown, _hidden, 10.0.0.1"),
+            (b"<script>", b"10.0.0.1"),
+            (b"1.1.1.1, ${jndi:x}, 2.2.2.2", b"2.2.2.2, 10.0.0.1"),  # 1.1.1.1 would seem to be what 10.0.0.1 saw
+            (b"1.1.1.1, 'or 1=1", b"10.0.0.1"),
+            (b"1.1.1.1,, 2.2.2.2", b"2.2.2.2, 10.0.0.1"),
+        ):
+            self.assertEqual(sent(get(b"X-Forwarded-For: " + chain), FRIEND).get_all(b"x-forwarded-for"), [expected])
+
+    def test_a_friends_scheme_is_one_of_two(self) -> None:
+        cases = (([b"https"], b"https"), ([b"HTTPS"], b"HTTPS"), ([b"javascript"], b"http"), ([b"https", b"ftp"], b"http"))
+        for schemes, expected in cases:
+            head = get(*(b"X-Forwarded-Proto: " + value for value in schemes))
+            self.assertEqual(sent(head, FRIEND).get_all(b"x-forwarded-proto"), [expected])
+
+    def test_what_is_not_known_is_not_said(self) -> None:
+        """Neither an empty X-Forwarded-Host for a client that names no host, nor port 0 for one on a unix socket."""
+        head = request(b"GET / HTTP/1.0\r\n\r\n")
+        for is_trusted in (False, True):
+            out = sent(head, Client("", 0, is_trusted), host=b"server:80")
+            self.assertEqual((out.get(b"host"), out.get(b"x-forwarded-proto")), (b"server:80", b"http"))
+            self.assertEqual((out.get(b"x-forwarded-host"), out.get(b"x-forwarded-port")), (None, None))
+        self.assertEqual(sent(get(), host=b"server:80").get(b"x-forwarded-host"), b"a.example:81")
 
     def test_a_unix_socket_has_no_address(self) -> None:
         self.assertEqual(sent(get(), Client("", 0, False)).get(b"x-forwarded-for"), b"unknown")
@@ -179,6 +203,10 @@ class RequestTests(SynchronousTestCase):
             (b"x" * 129, b"fresh"),
             (b"", b"fresh"),
             (b"a\tb", b"fresh"),
+            (b"a b", b"fresh"),
+            (b'a"b', b"fresh"),
+            (b"a'b", b"fresh"),
+            (b"00-4bf9/2f+3==.x:y", b"00-4bf9/2f+3==.x:y"),
             (b"a\xffb", b"fresh"),
         ):
             self.assertEqual(FRIEND.request_id(get(b"X-Request-Id: " + value), b"fresh"), expected, value)

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Address, Mirror, Pool, Route, Server, Site
 from twistedproxy.http.destination import Destination
-from twistedproxy.http.mirror import MAX_BODY, MAX_IN_FLIGHT, Mirrors
+from twistedproxy.http.mirror import MAX_ANSWER, MAX_BODY, MAX_IN_FLIGHT, Mirrors
 from twistedproxy.http.routes import Router
 from twistedproxy.pool.pool import Pool as RunningPool
 
@@ -100,6 +100,51 @@ class MirrorTests(SynchronousTestCase):
         server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         self.assertEqual(client.response().body, b"ok")
         self.bed.until(lambda: self.results() == {"failed": 1}, "the failure to be counted")
+
+    def test_a_mirror_that_hangs_costs_the_client_nothing(self) -> None:
+        """It takes the copy and never answers: the client has its answer at once, and the place is free when the time is up."""
+        origin, other = self.start(compare=True)
+        client = self.bed.client(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        server = origin.accept()
+        server.request()
+        other.accept().request()
+        server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        self.assertEqual(client.response().body, b"ok")
+        self.assertEqual((self.mirrors.in_flight, self.results()), (1, {}))
+        self.bed.travel(61.0)
+        self.assertEqual((self.mirrors.in_flight, self.results()), (0, {"failed": 1}))
+
+    def test_of_a_long_answer_only_the_beginning_is_read(self) -> None:
+        """A download is not fetched twice in full; that the copy's was broken off is no difference."""
+        origin, other = self.start(compare=True)
+        client = self.bed.client(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        server = origin.accept()
+        server.request()
+        shadow = other.accept()
+        shadow.request()
+        body = b"x" * (MAX_ANSWER + 70_000)
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(body)
+        server.send(head + body + b"\r\n0\r\n\r\n")
+        self.assertEqual(len(client.response().body), len(body))
+        shadow.send(head + body + b"\r\n")
+        self.bed.until(lambda: self.mirrors.in_flight == 0, "the copy to be over without its end")
+        self.assertEqual(self.results(), {"sent": 1, "same": 1})
+
+    def test_an_endless_answer_is_broken_off(self) -> None:
+        """A byte now and then does not keep the place for good."""
+        origin, other = self.start()
+        client = self.bed.client(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        server = origin.accept()
+        server.request()
+        server.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+        self.assertEqual(client.response().status, 204)
+        shadow = other.accept()
+        shadow.request()
+        shadow.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(3):
+            shadow.send(b"1\r\nx\r\n")
+            self.bed.travel(50.0)
+        self.bed.until(lambda: self.mirrors.in_flight == 0, "the copy to be over")
 
     def test_only_the_wanted_share_and_methods_are_copied(self) -> None:
         """0 % means nobody, and a list of methods leaves out the others."""

@@ -8,6 +8,7 @@ from typing import Any, cast
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy import errors
+from twistedproxy.config.model import Route
 from twistedproxy.http.record import outcome_of, phase_of
 from twistedproxy.pool.server import Outcome
 
@@ -87,6 +88,16 @@ class WholeExchangeTests(Case):
         self.assertEqual((counts.open, counts.total), (1, 1))
         self.assertEqual(counts.bytes_in, len(f.post(b"12345")))
         self.assertEqual(counts.bytes_out, len(client.received))
+
+    def test_the_site_of_a_request_without_a_route_is_logged(self) -> None:
+        """Who reads the log sees which site the 404 came from."""
+        self.bed.proxy(hosts=("shop.test",), routes=[Route("/a/", "web")])
+        for host in (b"shop.test", b"other.test"):
+            client = self.bed.client(b"GET /b HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % host)
+            self.assertEqual(client.response().status, 404)
+        self.bed.logged(2)
+        told = [(line.site, line.pool, line.phase.value) for line in self.bed.log.lines]
+        self.assertEqual(told, [("site", "", "route"), ("", "", "route")])
 
     def test_a_5xx_of_the_server_is_its_failure_and_a_4xx_is_not(self) -> None:
         f = self.fakes

@@ -21,8 +21,8 @@ def exchange(**facts: Any) -> Any:
         "request_id": b"id",
         "client_ip": "c",
         "method": b"GET",
-        "head": SimpleNamespace(path=b"/p" * 1000, host=b"h"),
-        "attempt_log": lambda server: [],
+        "head": SimpleNamespace(path=b"/p" * 1000, authority=b"h:81"),
+        "attempt_log": lambda server: [{"server": server}],
         "front": SimpleNamespace(seconds=lambda: 0.0),
     }
     return SimpleNamespace(**(base | facts))
@@ -30,12 +30,13 @@ def exchange(**facts: Any) -> Any:
 
 class StoryTests(SynchronousTestCase):
     def test_failures_are_kept_and_found_by_id(self) -> None:
-        """With cause, phase and detail; paths are cut short."""
+        """With cause, phase and detail, and the host with its port; paths are cut short."""
         stories = Stories(lambda: 5.0)
         stories.keep(exchange(error=ConnectFailed("refused"), status=502, head_at=-1.0), "a:1", 0.5)
         (story,) = stories.find("id")
         self.assertEqual((story["at"], story["phase"], story["detail"], story["server"]), (5.0, "connect", "refused", "a:1"))
-        self.assertEqual(len(story["path"]), 300)
+        self.assertEqual(story["attempts"], [{"server": "a:1", "failed_after_seconds": 0.5}])
+        self.assertEqual((len(story["path"]), story["host"]), (300, "h:81"))
         self.assertEqual(stories.find("other"), [])
 
     def test_slow_heads_are_kept_long_bodies_are_not(self) -> None:

@@ -9,7 +9,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.placeholders import VARIABLES as DECLARED
 from twistedproxy.http.head import Limits, parse_request
-from twistedproxy.http.variables import VARIABLES, Template, body_template, url_template
+from twistedproxy.http.variables import VARIABLES, Template, body_template, tls_fact, url_template
+from twistedproxy.tls.clients import ClientTls
 
 
 def subject(target: str = "/a%20b?x=<b>&y=%0d", **facts: Any) -> Any:
@@ -33,6 +34,13 @@ class VariableTests(SynchronousTestCase):
         template = Template("[${client_ip}:${client_port}] ${scheme}://${host}:${port} ${x} $${method}")
         self.assertEqual(template.render(subject()), b"[10.0.0.1:7] https://h.example:443 ${x} $GET")
         self.assertTrue(Template("plain").is_fixed)
+
+    def test_what_tls_tells(self) -> None:
+        """Version, name and certificate of the client's connection; nothing at all without TLS."""
+        facts = ClientTls("TLSv1.3", "a.example", ("", "1.2"), subject="CN=me", sha256="00ff")
+        text = Template("${tls_version} ${tls_sni} ${client_cert_subject} ${client_cert_sha256}")
+        self.assertEqual(text.render(subject(tls=lambda what: tls_fact(facts, what))), b"TLSv1.3 a.example CN=me 00ff")
+        self.assertEqual(text.render(subject(tls=lambda what: tls_fact(None, what))), b"   ")
 
     def test_SM_19_no_value_adds_a_line(self) -> None:
         """SM-19: line breaks in a certificate's subject are taken out."""

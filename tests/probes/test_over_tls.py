@@ -7,13 +7,19 @@ import shutil
 
 import pytest
 from OpenSSL import SSL
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import ContextFactory
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from twistedproxy.config.model import KeyPair, ServerTls
+from twistedproxy.config.model import KeyPair, ServerTls, endpoint
 from twistedproxy.config.pem import BadPem
-from twistedproxy.probes.dialogue import Finding
+from twistedproxy.probes.dialogue import Finding, ask
 from twistedproxy.probes.over_tls import OverTls, PoolTls
 from twistedproxy.probes.redis import RedisCheck
+from twistedproxy.probes.tcp import TcpCheck
+from twistedproxy.tls.contexts import Pair, server_context
 
 
 class OverTlsTests(SynchronousTestCase):
@@ -35,7 +41,7 @@ class OverTlsTests(SynchronousTestCase):
         """Not just "handshake failed"."""
         use = PoolTls(ServerTls(ca=str(self.authority.ca))).use()
         outer = OverTls(RedisCheck(), use, "127.0.0.1:1")
-        outer.clientConnectionForTLS(None).get_app_data().append("its certificate (CN=x) has expired")
+        use._problems[outer.clientConnectionForTLS(None)] = "its certificate (CN=x) has expired"
         self.assertEqual(outer.broken(SSL.Error()), Finding(False, "its certificate (CN=x) has expired"))
         plain = OverTls(RedisCheck(), use, "127.0.0.1:1")
         self.assertIn("TLS", plain.broken(SSL.Error([("x", "", "wrong version number")])).reason)
@@ -53,3 +59,34 @@ class OverTlsTests(SynchronousTestCase):
         os.unlink(made.cert)
         with self.assertRaises((OSError, BadPem)):
             tls.use()
+
+
+class OnTheWireTests(TestCase):
+    @pytest.fixture(autouse=True)
+    def _authority(self, authority):
+        self.authority = authority
+
+    async def test_a_server_of_a_stranger_is_down_with_the_reason_that_requests_get(self):
+        """Over a real connection, where Twisted has a hand in the handshake; and one that we trust is up."""
+        use = PoolTls(ServerTls(ca=str(self.authority.ca), name="a.example")).use()
+        for made, ok, word in (
+            (self.authority.make("self", ("a.example",), issuer=None), False, "its certificate (CN=a.example) is self-signed"),
+            (self.authority.make("old", ("a.example",), begins=-9, ends=-1), False, "has expired on 20"),
+            (self.authority.make("good", ("a.example",)), True, ""),
+        ):
+            found = await self.finding(made, use)
+            self.assertEqual((found.ok, word in found.reason), (ok, True), found)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    async def finding(self, made, use):
+        class Context(ContextFactory):
+            def getContext(self):
+                return server_context(Pair(made.chain_pem, made.key_pem), ())
+
+        factory = Factory.forProtocol(Protocol)
+        factory.noisy = False
+        port = reactor.listenSSL(0, factory, Context(), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        address = f"127.0.0.1:{port.getHost().port}"
+        asked = Deferred.fromCoroutine(ask(reactor, endpoint(address), OverTls(TcpCheck(), use, address)))
+        return await asked.addTimeout(10, reactor)

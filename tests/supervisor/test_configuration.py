@@ -48,6 +48,16 @@ class FileTests(SynchronousTestCase):
         self.file.check(TEXT.replace("${env:REVPROXY_TEST_HOST}", "10.0.0.1"))
         self.assertRaises(ConfigurationError, self.file.check, TEXT)
 
+    def test_a_file_that_breaks_its_own_tests_does_not_come_into_force(self) -> None:
+        """Neither at start nor at a reload nor when it is only checked; the trace says what became of the request instead."""
+        fails = '[[tests]]\nrequest = "GET http://x/a"\nexpect = { path = "/b" }\n'
+        text = TEXT.replace("${env:REVPROXY_TEST_HOST}", "10.0.0.1") + fails
+        self.write(text)
+        for work in (self.file.read, lambda: self.file.parse(text), lambda: self.file.check(text)):
+            (problem,) = self.assertRaises(ConfigurationError, work).problems
+            self.assertEqual((problem.path, problem.line), ("tests[0]", 7))
+            self.assertIn("path is '/a', not '/b'. The trace: host 'x' is site '*'", problem.message)
+
 
 class RestartTests(SynchronousTestCase):
     def test_what_is_read_at_start_only_is_kept_and_told(self) -> None:

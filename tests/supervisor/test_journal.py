@@ -92,6 +92,11 @@ class JournalTests(JournalTestCase):
         self.assertEqual(self.append(again, SetState("web", A, AdminState.DRAIN)).revision, 2)
         self.assertEqual([e.revision for e in again.entries(after=1)], [2])
 
+    def test_a_reason_is_one_line(self) -> None:
+        """A line end in it would forge a row of `revproxy changes`."""
+        entry = self.append(self.open(), SetWeight("web", A, 5), reason="ok\n9 eve \x1b[2Jnothing\r")
+        self.assertEqual(entry.reason, "ok 9 eve  [2Jnothing ")
+
     def test_entries_say_who_when_why_before_and_after(self) -> None:
         journal = self.open()
         entry = self.append(journal, SetWeight("web", A, 5), by="admin", reason="cache warm")

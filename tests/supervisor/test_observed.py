@@ -56,6 +56,15 @@ class ObservedTests(SynchronousTestCase):
         self.assertEqual([[o["kind"] for o in message] for message in self.sent], [["health_seen", "resolved"]])
         self.assertEqual(self.observed.health["web", A].health, Health.DOWN)
 
+    def test_a_host_name_is_unresolved_until_it_has_an_address(self) -> None:
+        named = Address("app.invalid:80")
+        self.observed.before_commit(Model(pools={"web": Pool("web", (Server(A), Server(named)))}))
+        self.observed.after_commit()
+        self.assertEqual(self.observed.unresolved, {("web", named)})
+        self.names.tell(Resolved("web", named, ("10.0.0.9",)))
+        self.assertEqual(self.observed.unresolved, frozenset())
+        self.clock.advance(0)
+
     def test_a_verdict_is_told_when_it_changes(self) -> None:
         for health in (Health.UP, Health.UP, Health.DOWN):
             self.see(health)

@@ -75,6 +75,9 @@ class Plane:
     def publish(self, kind: str, data: Mapping[str, Any]) -> None:
         self.told.append(kind)
 
+    def unresolved(self) -> frozenset[tuple[str, str]]:
+        return frozenset()
+
     def health(self) -> Any:
         return {}, frozenset()
 
@@ -134,6 +137,25 @@ class OperationsTestCase(SynchronousTestCase):
 
     def reload(self, **terms: Any) -> Applied:
         return self.done(self.operations.reload(replace(BY, **terms)))
+
+
+class ChangeTests(OperationsTestCase):
+    def test_what_is_in_force_already_takes_no_revision(self) -> None:
+        """So it does not stand in the way of undoing the change that did set it, and the file may still say so live."""
+        self.apply(SetWeight("web", A, 9))
+        again = self.apply(SetWeight("web", A, 9), confirm_within_s=60.0)
+        self.assertEqual((again.revision, again.notes, again.confirm_by), (1, ("it is in force already",), None))
+        self.assertEqual(len(self.journal.entries()), 1)
+        self.assertEqual(self.done(self.operations.undo(1, BY)).revision, 2)
+        self.assertEqual(self.weights(), [3, 1])
+        self.assertEqual(self.apply(SetWeight("web", A, 3)).revision, 3)
+
+    def test_the_last_server_of_a_pool_stays(self) -> None:
+        """A file without one is refused, so a live change is too; the refusal says what to do instead."""
+        self.apply(RemoveServer("web", B))
+        why = self.refused(self.operations.apply(RemoveServer("web", A), BY), 409)
+        self.assertIn("drain it or set it to maint instead", why)
+        self.assertEqual((self.plane.revision, len(self.weights())), (1, 1))
 
 
 class ReloadTests(OperationsTestCase):

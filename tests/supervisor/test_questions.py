@@ -13,19 +13,22 @@ from twistedproxy.config.model import Address, Health, Model, Pool, Route, Serve
 from twistedproxy.errors import ChangeRefused
 from twistedproxy.supervisor.questions import Questions
 
-A = Address("10.0.0.1:80")
+A, B = Address("10.0.0.1:80"), Address("bogus.invalid:80")
 STORY = {"id": "i", "at": 1000.0, "status": 502, "pool": "web", "duration_seconds": 1.0, "attempts": [], "skipped": []}
 
 
 class Knowledge:
     def __init__(self) -> None:
-        self.model = Model(pools={"web": Pool("web", (Server(A),))}, sites={"*": Site("*", ("*",), (Route("/", "web"),))})
+        self.model = Model(pools={"web": Pool("web", (Server(A), Server(B)))}, sites={"*": Site("*", ("*",), (Route("/", "web"),))})
         self.revision = 1
         self.answers: list[Any] = []
         self.asked: Any = None
 
     def health(self) -> Any:
         return {("web", A): HealthSeen("web", A, Health.DOWN, "refused", 0.0)}, frozenset()
+
+    def unresolved(self) -> Any:
+        return frozenset({("web", B), ("other", A)})
 
     def history(self, after: int = 0) -> Any:
         change = {"kind": "set_weight", "pool": "web", "server": A, "before": 1, "after": 0}
@@ -55,7 +58,7 @@ class QuestionTests(SynchronousTestCase):
     def test_explain_knows_health_and_follows_the_model(self) -> None:
         """A server that is down is not picked, and a changed model is routed by at once."""
         answer = self.ask("explain", url="http://x/", header=["X-A: 1"])
-        self.assertEqual((answer["server"], answer["servers"][0]["why_not"]), (None, "down"))
+        self.assertEqual((answer["server"], [s["why_not"] for s in answer["servers"]]), (None, ["down", "unresolved"]))
         self.assertIn(["X-A", "1"], answer["request"]["headers"])
         self.knowledge.model = Model(sites={"*": Site("*", ("*",), (Route("/", redirect="/y"),))})
         self.assertEqual(self.ask("explain", url="http://x/")["response"]["status"], 308)

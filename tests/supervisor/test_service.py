@@ -35,8 +35,9 @@ class Probes:
         self.addresses: dict[str, tuple[str, ...]] = {}
         self.stopped = False
 
-    def __call__(self, reactor: Any, tell: Callable[[Any], None]) -> Probes:
+    def __call__(self, reactor: Any, tell: Callable[[Any], None], count: Callable[[str, str, str], None] | None = None) -> Probes:
         self.tell = tell
+        self.count = count
         return self
 
     def update(self, model: Model, resolved: Any = None) -> None:
@@ -245,6 +246,8 @@ class ControlTests(SupervisorTestCase):
         await self.bench.until(lambda: self.kinds("stats"), 3.0)
         self.assertEqual(len(self.kinds("stats")[-1]["workers"]), 1)
         self.assertEqual([row[1] for row in self.supervisor.statistics()["listeners"]], [1])
+        self.checker.count("web", A, "ok")
+        self.assertEqual(self.supervisor.statistics()["health_checks"], [("web", A, "ok", 1)])
 
     async def test_while_stopping_changes_are_refused(self) -> None:
         stopping = self.supervisor.stopService()

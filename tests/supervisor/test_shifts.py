@@ -115,6 +115,7 @@ class ShiftTests(SynchronousTestCase):
         self.pass_time(1)
         self.assertEqual((self.state.state, self.plane.weights), ("aborted", {"web": 100, "v2": 0}))
         self.assertIn("errors > 1%", self.state.note)
+        self.assertEqual(self.state.shown()["share"], 0.0)
         self.pass_time(600)
         self.assertEqual(self.plane.weights, {"web": 100, "v2": 0})
 
@@ -156,6 +157,7 @@ class ShiftTests(SynchronousTestCase):
         self.start()
         now(self.shifts.stop("2", "me", back=True))
         self.assertEqual(self.plane.weights, {"web": 950, "v2": 50})  # where *it* began
+        self.assertEqual(self.state.shown()["share"], 5.0)
 
     def test_somebody_else_at_the_wheel_ends_it(self) -> None:
         """A split set by hand is not overwritten by the next step."""

@@ -37,6 +37,19 @@ class StateDirTests(SynchronousTestCase):
         state.release()
         self.opened().release()
 
+    def test_the_next_instance_may_have_it_before_the_last_one_has_ended(self) -> None:
+        """It is told to be patient about ports, and the end of the old one takes nothing from it."""
+        old = self.opened()
+        old.hand_over()
+        new = self.opened()
+        self.assertTrue(new.was_unclean)
+        old.release()
+        self.assertEqual(Path(self.path, "lock").read_text(), f"{os.getpid()}\n")
+        self.assertIsInstance(open_state_dir(self.path), Problem)
+        new.hand_over()
+        new.release()
+        self.assertEqual(Path(self.path, "lock").read_text(), "")
+
     def test_an_unclean_end_is_noticed(self) -> None:
         os.makedirs(self.path)
         Path(self.path, "lock").write_text("4711\n")

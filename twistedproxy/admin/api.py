@@ -327,6 +327,8 @@ class AdminService(Service):
         self.local_site = AdminSite(reactor, app.resource(), LocalGate(router))
         self._local_socket = bind_local(unix_path)
         self._ports: list[IListeningPort] = []
+        self.closed: Deferred[None] = Deferred()
+        """Fires when nothing listens any more."""
 
     def startService(self) -> None:
         super().startService()
@@ -346,6 +348,7 @@ class AdminService(Service):
             await maybeDeferred(port.stopListening)
         for site in (self.tcp_site, self.local_site):
             site.close_all()
+        self.closed.callback(None)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -97,7 +97,8 @@ class Tokens:
 
 
 class GuessBrake:
-    """Refuses a peer that failed too often, right tokens included: else the refusal itself would tell a good guess.
+    """Slows down who sends wrong tokens. A right one always passes, so that nobody can lock out those who share an address;
+    tokens of 256 bits are not found by trying, this keeps the trying cheap and tells of it.
 
     Counts per address, for IPv6 per /64. Remembers at most `MAX_PEERS` peers; the one silent for longest is forgotten first.
     """

@@ -18,7 +18,7 @@ from werkzeug.routing import Map
 
 from twistedproxy.admin.auth import GuessBrake, Identity, Role, Tokens, bearer, host_of, is_our_name
 from twistedproxy.admin.operations import OPERATIONS, Operation
-from twistedproxy.admin.problems import Refuse, forbidden, unauthorized
+from twistedproxy.admin.problems import Refuse, forbidden, foreign_host, too_many_guesses, unauthorized
 from twistedproxy.admin.site import AdminRequest
 from twistedproxy.config.model import Admin
 
@@ -98,7 +98,7 @@ class TcpGate(_AnyGate):
         hosts = request.requestHeaders.getRawHeaders(b"Host", [])
         arrived_at = str(getattr(request.getHost(), "host", ""))
         if len(hosts) != 1 or not is_our_name(host_of(hosts[0].decode("latin-1")), self._admin(), arrived_at):
-            raise forbidden()
+            raise foreign_host()
         operation, miss = self._find(method, target)
         if operation is None or operation.role is not None:
             identity = self._authenticate(request)
@@ -120,12 +120,15 @@ class TcpGate(_AnyGate):
             return None, miss
 
     def _authenticate(self, request: AdminRequest) -> Identity:
-        peer = str(getattr(request.client, "host", ""))
-        if self._brake.is_blocked(peer):
-            raise Refuse(429, headers={"Retry-After": "1"})
-        token = bearer(request.requestHeaders.getRawHeaders(b"Authorization", []))
+        values = request.requestHeaders.getRawHeaders(b"Authorization", [])
+        token = bearer(values)
         identity = self._tokens.identify(token) if token is not None else None
         if identity is None:
+            if not values:
+                raise unauthorized()
+            peer = str(getattr(request.client, "host", ""))
+            if self._brake.is_blocked(peer):
+                raise too_many_guesses()
             if self._brake.failed(peer) == GuessBrake.FAILURES:
                 _log.warn("admin: {count} refused tokens within a second from {peer}", count=GuessBrake.FAILURES, peer=peer)
             raise unauthorized()

@@ -56,7 +56,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Listener": _object(address=_TEXT, kind={"type": "string", "enum": ["http", "https", "tcp"]}, connections=_INT),
     "Status": _object(
         version=_TEXT, revision=_INT, uptime_seconds=_NUMBER, config_file=_TEXT,
-        head_codec={"type": "string", "enum": ["native", "python"]},
+        head_codec={"type": "string", "enum": ["native", "python", "starting"]},
         workers=_list(_ref("Worker")), listeners=_list(_ref("Listener")), certificates=_list(_ref("Certificate")),
     ),
     "Certificate": _object(

@@ -32,6 +32,11 @@ class Refuse(Exception):
         """Of a configuration: file, line, path, message."""
 
     @property
+    def phrase(self) -> bytes:
+        """The reason phrase; Twisted's own table ends before 429."""
+        return HTTPStatus(self.status).phrase.encode()
+
+    @property
     def body(self) -> bytes:
         problem: dict[str, Any] = {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status}
         if self.detail:
@@ -45,11 +50,19 @@ class Refuse(Exception):
 
 def unauthorized() -> Refuse:
     """The one answer to every missing, short, foreign or wrong token."""
-    return Refuse(401, headers={"WWW-Authenticate": "Bearer"})
+    return Refuse(401, "A valid token is needed: Authorization: Bearer TOKEN.", headers={"WWW-Authenticate": "Bearer"})
 
 
 def forbidden() -> Refuse:
-    return Refuse(403)
+    return Refuse(403, "The role of this token does not allow it.")
+
+
+def foreign_host() -> Refuse:
+    return Refuse(403, "The Host is none of this proxy's names; admin.names in the configuration adds some.")
+
+
+def too_many_guesses() -> Refuse:
+    return Refuse(429, "Too many wrong tokens from this address; try again in a second.", headers={"Retry-After": "1"})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -108,6 +108,8 @@ class AdminRequest(server.Request):
         self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
+        if self.finished:
+            return  # refused: more chunks came in the same piece, and there is no channel any more
         channel = self.channel
         if channel.state is not State.BODY:
             return
@@ -136,7 +138,7 @@ class AdminRequest(server.Request):
 
     def set_problem(self, refusal: Refuse) -> bytes:
         """Prepare status and headers; returns the body."""
-        self.setResponseCode(refusal.status)
+        self.setResponseCode(refusal.status, refusal.phrase)
         self.setHeader(b"Content-Type", CONTENT_TYPE)
         for name, value in refusal.headers.items():
             self.setHeader(name, value)
@@ -341,7 +343,7 @@ class AdminChannel(http.HTTPChannel):
 def raw_answer(refusal: Refuse) -> bytes:
     """A whole response that ends its connection, for those who have no request to answer."""
     body = refusal.body
-    lines = [b"HTTP/1.1 %d %s" % (refusal.status, http.RESPONSES.get(refusal.status, b"Error"))]
+    lines = [b"HTTP/1.1 %d %s" % (refusal.status, refusal.phrase)]
     lines += [b"%s: %s" % pair for pair in HEADERS]
     lines += [b"%s: %s" % (name.encode(), value.encode()) for name, value in refusal.headers.items()]
     lines += [b"Content-Type: " + CONTENT_TYPE, b"Content-Length: %d" % len(body), b"Connection: close", b"", body]

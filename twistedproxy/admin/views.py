@@ -53,7 +53,7 @@ def certificate(view: CertificateView) -> dict[str, Any]:
 
 def pool(pool: Pool, snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
     waiting = next((n for name, n in statistics["gauges"]["queues"] if name == pool.name), 0)
-    shares = shares_of(pool, snapshot.health, snapshot.ejected)
+    shares = shares_of(pool, snapshot.health, snapshot.ejected | snapshot.unresolved)
     active = {address: n for name, address, n in statistics["gauges"]["servers"] if name == pool.name}
     totals = {address: (leases, failures) for name, address, leases, failures in statistics["servers"] if name == pool.name}
     return {
@@ -81,6 +81,8 @@ def pool(pool: Pool, snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[
 
 def _health(pool: Pool, server: Server, snapshot: Snapshot) -> dict[str, Any]:
     seen = snapshot.health.get((pool.name, server.address))
+    if seen is None and (pool.name, server.address) in snapshot.unresolved:
+        return {"status": Health.UNKNOWN.value, "reason": "its host name has no address yet", "since": None}
     if seen is None:
         return {"status": Health.UNKNOWN.value, "reason": "not checked yet" if pool.health else "no health check configured", "since": None}
     return {"status": seen.health.value, "reason": seen.reason, "since": rfc3339(seen.since)}

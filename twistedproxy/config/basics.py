@@ -30,7 +30,11 @@ _Drain = Annotated[float, kinds.duration("0s", "1d")]
 
 
 class Timeouts(Section):
-    """How long to wait for what. Sites, routes and TCP listeners inherit from here and may set their own."""
+    """How long to wait for what. Sites, routes and TCP listeners inherit from here and may set their own.
+
+    What counts before a request has a site, or for a whole connection or the whole proxy, comes from here alone: `request_head`,
+    `keepalive`, `preread`, `drain_http`, `drain_tcp`, and `write_stall` towards HTTP clients.
+    """
 
     connect: _Seconds = key("3s", "A connection to a server is made.", reload=NEW)
     tls_handshake: _Seconds = key("10s", "A TLS handshake is complete.", reload=NEW)

@@ -6,6 +6,7 @@ The document may lack what was refused already; `tree` is everything as the file
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote:
         _together(document, tree),
         _listeners(document, tree, origin, quote),
         tls_checks.check(document, tree, origin, quote),
+        _logs(document, origin, quote),
     )
     return [finding for sort in sorts for finding in itertools.islice(sort, MOST_OF_A_SORT)]
 
@@ -201,3 +203,21 @@ def _taken(found: list[tuple[Path, str]], quote: Quote) -> Iterator[Finding]:
         first = seen.setdefault(everywhere, path)
         if first != path:
             yield path, f"{quote(path, address)} is taken by {dotted(first)} already; each listener needs its own address"
+
+
+def _logs(document: schema.File, origin: Origin, quote: Quote) -> Iterator[Finding]:
+    """A log that cannot be written is found out before there is traffic; nothing is made or opened for it."""
+    access = document.logs.access
+    if access is None or access.file == "-" or not origin.reads_files:
+        return
+    path: Path = ("logs", "access", "file")
+    file, folder = access.file, os.path.dirname(access.file)
+    if os.path.isdir(file):
+        yield path, f"{quote(path, file)} is a directory; name a file in it"
+    elif os.path.exists(file):
+        if not os.access(file, os.W_OK):
+            yield path, f"{quote(path, file)} may not be written by this user; change its owner or its mode"
+    elif not os.path.isdir(folder):
+        yield path, f"{quote(path, file)} cannot be made: its directory does not exist; make it first"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield path, f"{quote(path, file)} cannot be made: this user may not write to its directory; change its owner or its mode"

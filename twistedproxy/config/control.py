@@ -121,7 +121,7 @@ class Snapshot:
     revision: int
     uptime_s: float
     head_codec: str
-    """``native`` or ``python``."""
+    """``native`` or ``python``; ``starting`` before the first worker said."""
     workers: tuple[WorkerView, ...] = ()
     health: Mapping[tuple[str, str], HealthSeen] = field(default_factory=dict)
     """By (pool, server address)."""
@@ -133,6 +133,8 @@ class Snapshot:
     certificates: tuple[CertificateView, ...] = ()
     is_ready: bool = False
     """At least one worker serves and none lags behind the latest revision by over 5 s."""
+    unresolved: frozenset[tuple[str, str]] = frozenset()
+    """Servers whose host name has never had an address."""
 
 
 @dataclass(frozen=True, slots=True)

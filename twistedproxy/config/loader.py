@@ -243,17 +243,21 @@ def _validate(resolution: placeholders.Resolution, origin: Origin) -> tuple[sche
         """Is this only because a placeholder stands for nothing?"""
         return any(path[:n] in unresolved for n in range(len(path) + 1))
 
-    tree = whole = _without(resolution.tree, unresolved)
+    # First with placeholders that stand for nothing, so that the other items of their lists are looked at too.
+    tree = whole = resolution.tree
     document = None
     while document is None:
+        taken_out = unresolved if tree is whole else set()
         try:
             document = schema.File.model_validate(tree, context=origin)
+            if taken_out:
+                document, tree = None, _without(tree, taken_out)
         except ValidationError as e:
             wrong, missing = _findings(e, schema.File)
             # What is missing the second time was taken out by us.
             new = wrong if tree is not whole else wrong + missing
             findings |= dict.fromkeys(f for f in new if not is_unresolved(f[0]) and f[0] not in around)
-            smaller = _without(tree, {path for path, _ in wrong + missing})
+            smaller = _without(tree, {path for path, _ in wrong + missing} | taken_out)
             if smaller == tree:
                 return None, list(findings)
             tree = smaller
@@ -272,16 +276,18 @@ def _without(tree: Mapping[str, Any], paths: Collection[Path]) -> dict[str, Any]
         return {k: copy(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     smaller: dict[str, Any] = copy(tree)
+    removed: set[Path] = set()
     for path in paths:
         if not path:
             return {}
         table = smaller
-        for step, following in zip(path, (*path[1:], None), strict=True):
+        for depth, (step, following) in enumerate(zip(path, (*path[1:], None), strict=True), 1):
             if step not in table:
                 break
             below = table[step]
-            if not isinstance(below, dict) or following not in below:
+            if not isinstance(below, dict) or (following not in below and path[: depth + 1] not in removed):
                 del table[step]
+                removed.add(path[:depth])
                 break
             table = below
     return smaller

@@ -26,6 +26,8 @@ _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([^{}]*)(\}?)")
 _ENVIRONMENT = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)(:-(.*))?", re.DOTALL)
 _ALLOWED = "allowed are ${env:NAME}, ${env:NAME:-default} and ${file:path}; $${ is a literal ${"
 
+_VARIABLES_ALLOWED = f"Header values, redirects and bodies may also have ${{{'}, ${'.join(sorted(VARIABLES))}}}"
+
 
 class Resolved(str):
     """Text that placeholders were put into."""
@@ -63,7 +65,7 @@ def resolve(tree: Any, base_dir: str | None, environ: Mapping[str, str], is_allo
             return _variable(inside, environ)
         if inside.startswith("file:"):
             return _content(inside, base_dir)
-        raise ValueError(f"${{{inside}}} is not a placeholder; {_ALLOWED}")
+        raise ValueError(f"${{{inside}}} is not a placeholder; {_ALLOWED}. {_VARIABLES_ALLOWED}")
 
     def walk(value: Any, path: Path) -> Any:
         if isinstance(value, dict):

@@ -72,7 +72,7 @@ and IPv6) or `"unix:PATH"`; port 0 picks a free one. *Server*: `"ADDRESS [weight
 the file is parsed, then converted to the key's kind, and every output shows them as written.
 
 **Reload** says when a changed value is in force after `SIGHUP` or `POST /api/v1/config/reload`. *live*: for the next request, connection
-or check; nothing is closed. *new connections*: for connections made from then on. *restart*: only after a restart or upgrade in place.
+or check; nothing is closed. *new connections*: for connections made from then on. *restart*: only after a restart.
 """
 
 

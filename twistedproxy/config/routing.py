@@ -312,7 +312,9 @@ class Route(Section):
     )
     sticky: StickyOrText | None = key(None, "Keep a client on its side of the split.", reload=LIVE)
     mirror: Mirror | None = key(None, "Copy requests to another pool.", reload=LIVE)
-    retry: Retry | None = key(None, "Differing from the pool's; the budget is the pool's own.", reload=LIVE)
+    retry: Retry | None = key(
+        None, "In place of the pool's, as a whole; only `budget` cannot be said here, it is the pool's own.", reload=LIVE
+    )
     max_body: Annotated[int, kinds.size("1B", "1024GiB")] | None = key(
         None, "The largest request body; more is answered 413. Default: the site's.", reload=LIVE
     )
@@ -449,6 +451,8 @@ def faults(route: Route) -> Iterator[tuple[str, str]]:
         yield "sticky", "is for a split here; to bring clients back to their server put it into the pool"
     if route.status is not None and (said[0] != "redirect" or route.status not in REDIRECTS):
         yield "status", "is for redirect only, and is 301, 302, 303, 307 or 308"
+    if route.retry is not None and "budget" in route.retry.model_fields_set:
+        yield "retry", "has no budget of its own: the budget is shared by all requests of the pool; say it in the pool's retry"
     if route.strip and route.rewrite is not None:
         yield "strip", "cannot be used with rewrite; let rewrite remove the prefix"
     if route.strip and isinstance(route, Rule) and "*" not in (route.when.path or ""):

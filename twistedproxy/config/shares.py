@@ -9,7 +9,10 @@ from twistedproxy.config.model import AdminState, Health, Pool, Server
 
 
 def shares(pool: Pool, health: Mapping[tuple[str, str], HealthSeen], ejected: Collection[tuple[str, str]]) -> dict[str, float]:
-    """Part of the effective weight among the servers available; backups count only when no primary is available."""
+    """Part of the effective weight among the servers available; backups count only when no primary is available.
+
+    `ejected`: all that get nothing for reasons of the moment other than health.
+    """
 
     def is_available(server: Server) -> bool:
         key = (pool.name, server.address)

@@ -59,8 +59,10 @@ def set_split(model: Model, change: SetSplit) -> Model:
         weights = dict(change.weights)
         sides = [side.pool for side in route.split]
         unknown = [pool for pool in weights if pool not in sides]
-        if unknown or len(weights) != len(change.weights):
-            raise ChangeRefused(400, f"{unknown or 'a side'} is not, or more than once, a side; sides are: {', '.join(sides)}", "split")
+        if unknown:
+            raise ChangeRefused(400, f"{', '.join(unknown)} is no side of this split; sides are: {', '.join(sides)}", "split")
+        if len(weights) != len(change.weights):
+            raise ChangeRefused(400, f"a side is named twice; sides are: {', '.join(sides)}", "split")
         for pool, weight in weights.items():
             if not 0 <= weight <= MOST_WEIGHT:
                 raise ChangeRefused(400, f"the weight of {pool!r} is {weight}; allowed are 0 to {MOST_WEIGHT}", "split")

@@ -23,6 +23,7 @@ from twistedproxy.http.mirror import Comparison, Shadow
 from twistedproxy.http.routes import Decision, no_route_detail
 from twistedproxy.http.splits import cookie_value
 from twistedproxy.http.sticky import server_behind, server_token
+from twistedproxy.http.variables import tls_fact
 from twistedproxy.pool.pool import Lease
 from twistedproxy.pool.queue import Queued
 from twistedproxy.pool.server import Server
@@ -82,10 +83,7 @@ class ActingExchange(Exchange):
         return self._lease.server.address if self._lease is not None else ""
 
     def tls(self, what: str) -> str:
-        facts = self.connection.client.tls
-        if facts is None:
-            return ""
-        return {"version": facts.version, "sni": facts.name, "cert_subject": facts.subject, "cert_sha256": facts.sha256}[what]
+        return tls_fact(self.connection.client.tls, what)
 
     # ROUTE
 

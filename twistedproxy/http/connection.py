@@ -261,6 +261,12 @@ class FrontConnection(Timed):
             if self._upload is not None:
                 self._upload.await_more()
 
+    def await_body(self, idle_s: float) -> None:
+        """The route has its own word on how long the client may be silent within its body."""
+        if self._upload is not None:
+            self._upload.idle_s = idle_s
+            self._upload.await_more()
+
     def splice_body(self, sink: Transport) -> None:
         """The server is connected: the rest of a long body may go there inside the kernel."""
         if self._upload is not None:

@@ -164,6 +164,8 @@ class Exchange:
                 return
             if body and not self._take_in(body, destination):
                 return
+            if timeouts.body_idle_s != self.front.timeouts.body_idle_s:
+                self.connection.await_body(timeouts.body_idle_s)
         self.response_idle_s = timeouts.response_idle_s
         if is_complete:
             connection = self.connection

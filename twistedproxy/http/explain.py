@@ -20,10 +20,12 @@ from twistedproxy.errors import ProxyError
 from twistedproxy.http.destination import cookie, key_function
 from twistedproxy.http.forwarding import Client
 from twistedproxy.http.head import Limits, parse_request
+from twistedproxy.http.local import SPECIAL, forwards_field
 from twistedproxy.http.messages import LocalResponse, RequestHead
 from twistedproxy.http.middleware.chain import Outgoing
 from twistedproxy.http.routes import Decision, Router, Trace
 from twistedproxy.http.sticky import server_behind
+from twistedproxy.http.variables import tls_fact
 from twistedproxy.pool.pool import Lease, Pool
 
 REQUEST_ID = b"explain"
@@ -37,6 +39,8 @@ class Known:
     health: Mapping[str, Health] = field(default_factory=dict)
     """By address; what is not there is unknown."""
     ejected: frozenset[str] = frozenset()
+    unresolved: frozenset[str] = frozenset()
+    """Servers whose host name has no address; those of a file alone are taken to have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Question:
     client: str
     scheme: str
     port: int
+    live: Any = None
+    """The exchange, of a request that is not only imagined."""
 
 
 def question(method: str, url: str, headers: Sequence[tuple[str, str]] = (), client: str = "127.0.0.1") -> Question:
@@ -70,23 +76,28 @@ def question(method: str, url: str, headers: Sequence[tuple[str, str]] = (), cli
 class Imagined:
     """Stands in for an exchange: what variables and hooks look at."""
 
-    local_response: LocalResponse | None = None
+    is_moved = False
+    """The server is asked for another path or query."""
 
     def __init__(self, asked: Question, decision: Decision[Any]) -> None:
+        self.live = asked.live
         self.head = asked.head
         self.outgoing = asked.head
         self.client_ip = asked.client
-        self.client_port = 0
         self.scheme = asked.scheme
         self.local_port = asked.port
-        self.request_id = REQUEST_ID
+        self.request_id: bytes = REQUEST_ID if asked.live is None else asked.live.request_id
         self.site = decision.site
         self.pool = decision.route.pool
         self.server = ""
         self.decision = decision
 
+    @property
+    def client_port(self) -> int:
+        return 0 if self.live is None else self.live.connection.client_port
+
     def tls(self, what: str) -> str:
-        return ""
+        return "" if self.live is None else tls_fact(self.live.connection.client.tls, what)
 
 
 Explanation = dict[str, Any]
@@ -160,6 +171,7 @@ def _act(router: Router[Any], decision: Decision[Any], imagined: Imagined, answe
     if (path, query) != (head.path, head.query):
         moved: Any = Outgoing(head, path, query)
         imagined.outgoing = moved
+        imagined.is_moved = True
         steps.append(f"path {head.path.decode('latin-1')!r} becomes {path.decode('latin-1')!r}")
     for hook in actions.chain.on_request:
         local: LocalResponse | None = hook(imagined)
@@ -177,7 +189,7 @@ def _pick(known: Known, route: Route, imagined: Imagined, answer: Explanation) -
     spec, steps = known.spec, answer["steps"]
     pool = Pool(spec, seconds=_now, wheel=Wheel(_now), random=random.Random(0))
     for server in pool.servers:
-        if not server.endpoints:
+        if not server.endpoints and server.address not in known.unresolved:
             pool.resolve(server.address, [_ANYWHERE])
         pool.observe_health(server.address, known.health.get(server.address, Health.UNKNOWN))
         if server.address in known.ejected:
@@ -216,17 +228,20 @@ def _pick(known: Known, route: Route, imagined: Imagined, answer: Explanation) -
 def _request(decision: Decision[Any], imagined: Imagined, answer: Explanation, via: str | None) -> None:
     """The request as the server gets it."""
     actions, head = decision.actions, imagined.outgoing
-    path = head.path if head is not imagined.head or not head.is_canonical else None
+    path = head.path if imagined.is_moved or not head.is_canonical else None
     host = None
     if actions is not None and actions.host is not None:
         host = actions.host.render(imagined)
     elif not head.authority:
-        host = imagined.server.encode()
-    client = Client(imagined.client_ip, imagined.local_port, False)
-    line = b"Via: 1.1 %b\r\n" % via.encode() if via else b""
-    data = client.request(head, path, host, line, REQUEST_ID, 0, None)
+        host = b"localhost" if imagined.server.startswith("unix:") else imagined.server.encode()
+    more = (b"Via: 1.1 %b\r\n" % via.encode() if via else b"") + (forwards_field(head) if head.method in SPECIAL else b"")
+    live = imagined.live
+    if live is None:
+        data = Client(imagined.client_ip, imagined.local_port, False).request(head, path, host, more, REQUEST_ID, 0, None)
+    else:
+        data = live.connection.client.request(head, path, host, more, live.request_id, live._body_length, live._upgrade)
     start, *fields = data.decode("latin-1").split("\r\n")[:-2]
-    if imagined.scheme == "https":
+    if imagined.scheme == "https" and live is None:
         fields = [f.replace(": http", ": https") if f == "X-Forwarded-Proto: http" else f for f in fields]
     pairs = [field.split(": ", 1) for field in fields]
     answer["request"] = {

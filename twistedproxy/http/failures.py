@@ -23,7 +23,7 @@ def failure_response(error: ProxyError, head: RequestHead | None, request_id: by
     else:
         detail = error.detail if status < 500 else _PUBLIC.get(status, title.lower())
     accept = head.get(b"accept") if head is not None else None
-    if accept is not None and b"text/html" in accept and b"problem+json" not in accept:
+    if accept is not None and prefers_html(accept):
         kind = b"text/html; charset=utf-8"
         body = _PAGE.format(status=status, title=title, detail=escape(detail), request_id=escape(request_id.decode("latin-1"))).encode()
     else:
@@ -38,6 +38,33 @@ def failure_response(error: ProxyError, head: RequestHead | None, request_id: by
         fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     return LocalResponse(status, body, tuple(fields))
 
+
+def prefers_html(accept: bytes) -> bool:
+    """Does this Accept field rank HTML above JSON (RFC 9110 12.5.1)? Of equal weights what is named wins over a wildcard."""
+    if b"text/html" not in accept.lower():
+        return False
+    ranks = {"html": (0.0, 0), "json": (0.0, 0)}
+    for item in accept.lower().split(b","):
+        kind, *parameters = item.replace(b" ", b"").replace(b"\t", b"").split(b";")
+        if kind not in _ACCEPTED:
+            continue
+        family, named = _ACCEPTED[kind]
+        try:
+            weight = next((float(p[2:]) for p in parameters if p.startswith(b"q=")), 1.0)
+        except ValueError:
+            weight = 0.0
+        if weight > 0:
+            ranks[family] = max(ranks[family], (weight, named))
+    return ranks["html"] > ranks["json"]
+
+
+_ACCEPTED = {
+    b"text/html": ("html", 2),
+    b"application/problem+json": ("json", 2),
+    b"application/json": ("json", 2),
+    b"application/*": ("json", 1),
+    b"*/*": ("json", 0),
+}
 
 _PUBLIC = {
     502: "the server behind this proxy could not be reached or gave no valid answer",

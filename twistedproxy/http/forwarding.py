@@ -5,6 +5,7 @@ RFC 9110 section 7.6 (message forwarding), RFC 9112 section 9.6 (close). The nam
 
 from __future__ import annotations
 
+import re
 import socket
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,15 @@ _ALWAYS_DROPPED = Kind.TRANSFER_ENCODING | Kind.CONNECTION | Kind.HOP_BY_HOP | K
 _DROPPED_FROM_STRANGERS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.FORWARDED | Kind.REQUEST_ID | Kind.CLAIM
 _DROPPED_FROM_FRIENDS = _ALWAYS_DROPPED | Kind.INTERNAL | Kind.REQUEST_ID
 _X_FORWARDED_FOR = (b"x-forwarded-for",)
+_X_FORWARDED_PROTO = (b"x-forwarded-proto",)
 _NOTHING: tuple[bytes, ...] = ()
+_SCHEMES = (b"http", b"https")
+_HOP = rb"[A-Za-z0-9._:\[\]%-]{1,100}"
+"""An IP address, perhaps with a port, or a name that hides one (RFC 7239 section 6.3)."""
+_IS_HOP = re.compile(_HOP).fullmatch
+_IS_CHAIN = re.compile(rb"%b(?:[ \t]*,[ \t]*%b)*" % (_HOP, _HOP)).fullmatch
+_IS_REQUEST_ID = re.compile(rb"[!#-&(-\[\]-_a-~]{1,128}").fullmatch
+"""Visible, and nothing that quotes or escapes in a log, a shell or a page: no quotes, no backslash."""
 
 UPGRADES = frozenset({b"websocket"})
 """Protocols that may be switched to; for any other the Upgrade field is dropped, and the request goes on as plain HTTP."""
@@ -63,12 +72,9 @@ class Client:
         """None: it came without TLS."""
         self._for = ip.encode() or b"unknown"
         self._proto = b"http" if tls is None else b"https"
-        self._port = b"%d" % local_port
-        self._fields = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Port: %b\r\nX-Forwarded-Host: " % (
-            self._for,
-            self._proto,
-            self._port,
-        )
+        self._port = b"%d" % local_port if local_port else b""
+        port = b"X-Forwarded-Port: %b\r\n" % self._port if local_port else b""  # a unix socket has none
+        self._fields = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%bX-Forwarded-Host: " % (self._for, self._proto, port)
 
     @property
     def scheme(self) -> str:
@@ -79,7 +85,7 @@ class Client:
         """The id this request is known by: a trusted proxy's own, else `fresh`."""
         if self.is_trusted:
             given = head.get(b"x-request-id")
-            if given and len(given) <= 128 and given.isascii() and given.decode().isprintable():
+            if given and _IS_REQUEST_ID(given):
                 return given
         return fresh
 
@@ -106,12 +112,13 @@ class Client:
         remove = _NOTHING
         if self.is_trusted:
             drop = _DROPPED_FROM_FRIENDS
-            remove = _X_FORWARDED_FOR
-            tail = self._kept_fields(head)
+            tail, remove = self._kept_fields(head)
         else:
             drop = _DROPPED_FROM_STRANGERS
             tail = self._fields + head.authority + b"\r\n"
         if host is not None:
+            if not head.authority:
+                tail = tail.replace(b"X-Forwarded-Host: \r\n", b"")
             tail = b"Host: %b\r\n%b" % (host, tail)
             drop |= Kind.HOST
         elif path is not None and not head.is_canonical:
@@ -129,18 +136,32 @@ class Client:
             tail += b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade
         return head.write_h1(start, drop, remove, tail + b"X-Request-Id: " + request_id + b"\r\n\r\n")
 
-    def _kept_fields(self, head: RequestHead) -> bytes:
-        """Behind a trusted proxy: X-Forwarded-For is appended to, the others are set only where it did not."""
-        chain = b", ".join((*head.get_all(b"x-forwarded-for"), self._for))
-        fields = b"X-Forwarded-For: %b\r\n" % chain
-        for name, value in (
-            (b"X-Forwarded-Proto", self._proto),
-            (b"X-Forwarded-Port", self._port),
-            (b"X-Forwarded-Host", head.authority),
-        ):
-            if head.get(name.lower()) is None:
+    def _kept_fields(self, head: RequestHead) -> tuple[bytes, tuple[bytes, ...]]:
+        """Behind a trusted proxy: our fields, and the names of its own that go. X-Forwarded-For is appended to, the others are set
+        only where it did not, or set nonsense."""
+        chain = _sound_end(b", ".join(head.get_all(b"x-forwarded-for")))
+        fields = b"X-Forwarded-For: %b, %b\r\n" % (chain, self._for) if chain else b"X-Forwarded-For: %b\r\n" % self._for
+        remove: tuple[bytes, ...] = _X_FORWARDED_FOR
+        schemes = head.get_all(b"x-forwarded-proto")
+        if len(schemes) != 1 or schemes[0].lower() not in _SCHEMES:
+            fields += b"X-Forwarded-Proto: %b\r\n" % self._proto
+            remove += _X_FORWARDED_PROTO
+        for name, value in ((b"X-Forwarded-Port", self._port), (b"X-Forwarded-Host", head.authority)):
+            if value and head.get(name.lower()) is None:
                 fields += b"%b: %b\r\n" % (name, value)
-        return fields
+        return fields, remove
+
+
+def _sound_end(chain: bytes) -> bytes:
+    """What stands right of the last entry that is no address at all.
+
+    Not that entry alone goes: what stands left of it would seem to be vouched for by who wrote what stands right of it.
+    """
+    if not chain or _IS_CHAIN(chain):
+        return chain
+    entries = [entry.strip(b" \t") for entry in chain.split(b",")]
+    bad = max((index for index, entry in enumerate(entries) if not _IS_HOP(entry)), default=-1)
+    return b", ".join(entries[bad + 1 :])
 
 
 _RESPONSE_DROPPED = _ALWAYS_DROPPED | Kind.INTERNAL

@@ -34,7 +34,7 @@ MAX_BODY = 64 * 1024
 MAX_IN_FLIGHT = 64
 """Copies on their way, in one worker."""
 MAX_ANSWER = 1024 * 1024
-"""Bytes of an answer that are looked at; of a longer one only its beginning."""
+"""Bytes of an answer that are looked at; of a longer one only its beginning is read."""
 MAX_SAMPLES = 100
 _SHOWN = frozenset({
     b"content-type", b"content-encoding", b"content-language", b"cache-control", b"vary", b"allow", b"location", b"content-length",
@@ -67,6 +67,11 @@ class Answer:
     @property
     def digest(self) -> str:
         return self._digest.hexdigest()
+
+    @property
+    def seen(self) -> tuple[int, str]:
+        """What is compared: of a body longer than `MAX_ANSWER` its beginning, and that there is more."""
+        return min(self.length, MAX_ANSWER + 1), self.digest
 
 
 class Comparison:
@@ -116,7 +121,7 @@ class Comparison:
         one, two = self._one, self._two
         kinds = [f"status {one.status} {two.status}"] if one.status != two.status else []
         kinds += [f"header {name.decode()}" for name in self._names if one.fields[name] != two.fields[name]]
-        if one.is_whole and two.is_whole and (one.length, one.digest) != (two.length, two.digest):
+        if one.is_whole and two.is_whole and one.seen != two.seen:
             kinds.append("body")
         return kinds
 
@@ -194,7 +199,9 @@ class Shadow:
     """One copy: collects, sends, and forgets. It stands in for an exchange towards its upstream connection."""
 
     __slots__ = (
+        "_answered",
         "_body",
+        "_collected",
         "_comparison",
         "_exchange",
         "_front",
@@ -202,6 +209,7 @@ class Shadow:
         "_key",
         "_lease",
         "_mirrors",
+        "_until",
         "_upstream",
         "method",
         "response_idle_s",
@@ -214,6 +222,11 @@ class Shadow:
         self._key = key
         self._comparison = comparison
         self._body: list[bytes] = []
+        self._collected = 0
+        self._answered = 0
+        """Bytes of the answer's body."""
+        self._until = 0.0
+        """When an answer that still comes is broken off: an endless one shall not keep its place for good."""
         self._lease: Lease | None = None
         self._upstream: UpstreamConnection | None = None
         self._is_over = False
@@ -230,7 +243,8 @@ class Shadow:
         """More of the request's body."""
         if not self._is_over:
             self._body.append(data)
-            if sum(map(len, self._body)) > MAX_BODY:
+            self._collected += len(data)
+            if self._collected > MAX_BODY:
                 self.give_up("large")
 
     def give_up(self, result: str) -> None:
@@ -292,7 +306,9 @@ class Shadow:
         else:
             data += body
         timeouts = exchange.decision.destination.timeouts
-        upstream.send(self, data, self._front.seconds() + timeouts.response_head_s)  # type: ignore[arg-type]  # as far as it is asked, an exchange
+        now = self._front.seconds()
+        self._until = now + timeouts.request_s
+        upstream.send(self, data, now + timeouts.response_head_s)  # type: ignore[arg-type]  # as far as it is asked, an exchange
 
     # What the upstream connection tells an exchange
 
@@ -305,14 +321,20 @@ class Shadow:
     def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
         if self._comparison is not None:
             self._comparison.copy(head, body)
-        if is_done:
-            self._finished()
+        self._took(len(body), is_done)
 
     def response_data(self, data: bytes, is_done: bool) -> None:
         if self._comparison is not None:
             self._comparison.copy_data(data)
-        if is_done:
-            self._finished()
+        self._took(len(data), is_done)
+
+    def _took(self, count: int, is_done: bool) -> None:
+        """`count` bytes of the answer's body have come."""
+        self._answered += count
+        if is_done or self._answered > MAX_ANSWER:
+            self._finished(is_whole=True)
+        elif self._front.seconds() > self._until:
+            self._finished(is_whole=False)
 
     def upstream_failed(self, error: ProxyError, has_begun: bool) -> None:
         self._upstream = None
@@ -324,11 +346,12 @@ class Shadow:
     def resume_request(self) -> None:
         """As above."""
 
-    def _finished(self) -> None:
+    def _finished(self, is_whole: bool) -> None:
+        """All of the answer that is looked at is here; with `is_whole` False, all that there was time for."""
         comparison = self._comparison
         self._end("sent", Outcome.OK)
         if comparison is not None:
-            comparison.copy_done(is_whole=True)
+            comparison.copy_done(is_whole)
 
     def _end(self, result: str, outcome: Outcome) -> None:
         if self._is_over:

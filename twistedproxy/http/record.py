@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twistedproxy.errors import Cause, ClientGone, ConnectFailed, Phase, ProxyError, ResponseTimeout
+from twistedproxy.errors import Cause, ClientGone, ConnectFailed, NoRoute, Overloaded, Phase, ProxyError, ResponseTimeout
 from twistedproxy.http.stories import SLOW_S
 from twistedproxy.pool.server import Outcome
 
@@ -38,6 +38,8 @@ def record(exchange: Exchange, server: str, duration_s: float) -> None:
         destination = decision.destination
         site, pool = destination.site, destination.pool.name
         destination.counts.record(server, exchange.status, duration_s)
+    elif isinstance(error, NoRoute | Overloaded):
+        site = front.router.site_name(exchange.head.host)
     if error is not None:
         front.metrics.rejected[error.reason] += 1
     if (error is not None or duration_s >= SLOW_S) and front.stories is not None:

@@ -199,6 +199,11 @@ class Router(Generic[T]):
                 dot = host.find(b".", dot + 1)
         return self._any
 
+    def site_name(self, host: bytes) -> str:
+        """The site of this host, whether or not it has a route; "" when there is none."""
+        paths = self._site(host)
+        return "" if paths is None else paths.name
+
     def route(self, head: RequestHead, client: str, draw: float | None = None, trace: Trace | None = None) -> Decision[T] | None:
         """The decision for this request; None when no site has its host or the site no route for its path.
 
@@ -249,6 +254,6 @@ def side_of(decision: Decision[T], head: RequestHead, client: str, draw: float) 
 
 def no_route_detail(router: Router[Any], head: RequestHead) -> str:
     """One sentence for a 404: whether the host or the path is unknown; it does not list what exists."""
-    if router._site(head.host) is None:
+    if not router.site_name(head.host):
         return "no site is configured for this host"
     return "no route is configured for this path"

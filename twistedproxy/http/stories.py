@@ -41,7 +41,7 @@ class Stories:
             "client": exchange.client_ip,
             "method": exchange.method.decode("latin-1")[:20],
             "path": exchange.head.path.decode("latin-1")[:_LONGEST],
-            "host": exchange.head.host.decode("latin-1"),
+            "host": exchange.head.authority.decode("latin-1"),  # with its port
             "site": decision.site if decision is not None else None,
             "route": decision.route.path if decision is not None else None,
             "pool": pool.name if pool is not None and pool.name else None,
@@ -49,6 +49,8 @@ class Stories:
             "head_seconds": None if head_s is None else round(head_s, 6),
             "attempts": exchange.attempt_log(server),
         }
+        if server and error is not None:
+            story["attempts"][-1]["failed_after_seconds"] = round(duration_s, 6)
         if pool is not None and error is not None:
             now = exchange.front.seconds()
             why = [(s.address, s.why_not(now)) for s in pool.servers[:_MOST_SERVERS]]

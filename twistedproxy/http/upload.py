@@ -29,7 +29,7 @@ SPLICE_FROM = 128 * 1024
 class Upload:
     """The body of the request that `connection` reads and `exchange` carries; `length` is its bytes, or CHUNKED."""
 
-    __slots__ = ("body", "_connection", "_exchange", "_rate_since", "_rate_bytes", "_splice")
+    __slots__ = ("body", "idle_s", "_connection", "_exchange", "_rate_since", "_rate_bytes", "_splice")
 
     def __init__(self, connection: FrontConnection, exchange: Exchange, length: int) -> None:
         self.body: LengthReader | ChunkedReader = ChunkedReader() if length == CHUNKED else LengthReader(length)
@@ -38,6 +38,8 @@ class Upload:
         self._rate_since = connection.front.seconds()
         self._rate_bytes = 0
         self._splice: Splice | None = None
+        self.idle_s = connection.front.timeouts.body_idle_s
+        """How long the client may be silent."""
 
     def receive(self, data: bytes) -> None:
         """More bytes of the client's."""
@@ -64,13 +66,13 @@ class Upload:
         elapsed = now - self._rate_since
         if elapsed > MIN_RATE_AFTER_S and self._rate_bytes < front.min_body_rate * elapsed:
             raise BodyTimeout(f"the body comes slower than {front.min_body_rate:g} bytes per second")
-        front.wheel.arm(self._connection, now + front.timeouts.body_idle_s)
+        front.wheel.arm(self._connection, now + self.idle_s)
 
     def await_more(self) -> None:
         """The client may send (again): from now on its silence counts."""
         front = self._connection.front
         self._rate_bytes = 0
-        front.wheel.arm(self._connection, front.seconds() + front.timeouts.body_idle_s)
+        front.wheel.arm(self._connection, front.seconds() + self.idle_s)
 
     def deadline_passed(self) -> None:
         if self._splice is not None and self._splice.is_blocked:  # the server is silent, and its transport watches that

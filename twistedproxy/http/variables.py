@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from html import escape
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from twistedproxy.http.messages import RequestHead
+
+if TYPE_CHECKING:
+    from twistedproxy.tls.clients import ClientTls  # with it comes OpenSSL, which plain HTTP does not need
 
 
 class Subject(Protocol):
@@ -42,6 +45,13 @@ class Subject(Protocol):
     def tls(self, what: str) -> str:
         """``version``, ``sni``, ``cert_subject`` or ``cert_sha256`` of the client's connection; empty without TLS."""
         ...
+
+
+def tls_fact(facts: ClientTls | None, what: str) -> str:
+    """What `Subject.tls` says of a connection with these facts; None: it came without TLS."""
+    if facts is None:
+        return ""
+    return {"version": facts.version, "sni": facts.name, "cert_subject": facts.subject, "cert_sha256": facts.sha256}[what]
 
 
 Getter = Callable[[Subject], bytes]

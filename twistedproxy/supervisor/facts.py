@@ -5,12 +5,13 @@ Facts are broadcast and are part of the snapshot, but they are nobody's will: no
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from twistedproxy.config import changes
-from twistedproxy.config.changes import CertificateRead, ChallengeSet, Ejected, HealthSeen, Observation, RowAssigned
-from twistedproxy.config.model import Address, Model
+from twistedproxy.config.changes import CertificateRead, ChallengeSet, Ejected, HealthSeen, Observation, Resolved, RowAssigned
+from twistedproxy.config.model import Address, Model, endpoint
 
 ServerKey = tuple[str, str]
 """(pool, server address): a server's identity everywhere."""
@@ -53,6 +54,11 @@ class Facts:
     def health(self) -> dict[ServerKey, HealthSeen]:
         return {(f.pool, f.server): f for f in self._latest.values() if isinstance(f, HealthSeen)}
 
+    @property
+    def resolved(self) -> frozenset[ServerKey]:
+        """Servers whose host name has addresses."""
+        return frozenset((f.pool, f.server) for f in self._latest.values() if isinstance(f, Resolved) and f.addresses)
+
     def ejected(self, now: float) -> frozenset[ServerKey]:
         """Servers ejected at `now` (monotonic)."""
         return frozenset((f.pool, f.server) for f in self._latest.values() if isinstance(f, Ejected) and f.until > now)
@@ -86,3 +92,8 @@ def _row_name(pool: str, server: str) -> str:
 
 def server_keys(model: Model) -> set[ServerKey]:
     return {(pool.name, server.address) for pool in model.pools.values() for server in pool.servers}
+
+
+def named_keys(model: Model) -> frozenset[ServerKey]:
+    """Servers that are host names, and so must be resolved before they are of use."""
+    return frozenset(key for key in server_keys(model) if endpoint(key[1]).family == socket.AF_UNSPEC)

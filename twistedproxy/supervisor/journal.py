@@ -31,7 +31,7 @@ from twistedproxy.config import changes, undo
 from twistedproxy.config.changes import Change, ReplaceConfig
 from twistedproxy.config.control import Entry
 from twistedproxy.config.model import Model
-from twistedproxy.errors import ChangeRefused
+from twistedproxy.errors import ChangeRefused, one_line
 from twistedproxy.supervisor import records
 from twistedproxy.supervisor.overrides import Override, Overrides, Superseded, overrides_of
 from twistedproxy.supervisor.records import Corrupt, Parsed, Record
@@ -290,6 +290,8 @@ class Journal:
 
     async def _durable(self, line: bytes, what: str) -> None:
         def write() -> None:
+            if self._file < 0:
+                raise OSError(errno.EBADF, "it is closed, the proxy is stopping")
             if self._length + len(line) > COMPACT_BYTES and not self.unconfirmed():
                 self._compact()
             self._write(line)
@@ -305,7 +307,7 @@ class Journal:
 
     def _made(self, model: Model, change: Change, by: str, reason: str, note: Note) -> tuple[Record, bytes]:
         described = changes.describe(model, change) if note.described is None else note.described
-        entry = Entry(self.revision + 1, self._now(), by, reason, described, confirm_by=note.confirm_by)
+        entry = Entry(self.revision + 1, self._now(), by, one_line(reason), described, confirm_by=note.confirm_by)
         backwards = undo.inverse(model, change)
         is_config = isinstance(change, ReplaceConfig)
         record = Record(

@@ -16,7 +16,7 @@ from twistedproxy.config.changes import Ejected, HealthSeen, Observation, Resolv
 from twistedproxy.config.control import CertificateView
 from twistedproxy.config.model import Health, Model
 from twistedproxy.supervisor.certificates import CertificateFiles
-from twistedproxy.supervisor.facts import Facts, Rows, server_keys
+from twistedproxy.supervisor.facts import Facts, Rows, named_keys, server_keys
 from twistedproxy.supervisor.passive import PassiveFailures
 
 
@@ -67,6 +67,7 @@ class Observed:
         self._send = broadcast
         self._publish = publish
         self._facts = Facts()
+        self._named = named_keys(model)
         self._to_broadcast: list[dict[str, Any]] = []
         self._flush: Any = None
         self._passive = PassiveFailures(reactor.seconds)
@@ -108,6 +109,7 @@ class Observed:
         """Forget servers that are gone, watch those that came."""
         present = server_keys(self._model)
         self._facts.keep_only(present)
+        self._named = named_keys(self._model)
         self._checks_made = Counter({key: made for key, made in self._checks_made.items() if key[:2] in present})
         self._passive.update(self._model)
         for row in self._rows.update(self._model):
@@ -130,6 +132,11 @@ class Observed:
     @property
     def ejected(self) -> frozenset[tuple[str, str]]:
         return self._facts.ejected(self._reactor.seconds())
+
+    @property
+    def unresolved(self) -> frozenset[tuple[str, str]]:
+        """Servers whose host name has never had an address."""
+        return self._named - self._facts.resolved if self._named else frozenset()
 
     @property
     def certificates(self) -> tuple[CertificateView, ...]:

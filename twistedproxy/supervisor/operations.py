@@ -21,6 +21,7 @@ from twistedproxy.config import changes, plain, shown, undo
 from twistedproxy.config.changes import Change, ReplaceConfig
 from twistedproxy.config.control import Applied, Entry, Preview, Terms
 from twistedproxy.config.model import Model
+from twistedproxy.config.words import change_in_words
 from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
 from twistedproxy.supervisor import adoption
 from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile, keep_what_needs_a_restart, try_tests
@@ -62,6 +63,8 @@ class Plane(Protocol):
         """What is known of the servers: verdicts and ejections."""
         ...
 
+    def unresolved(self) -> frozenset[tuple[str, str]]: ...
+
     def statistics(self) -> Mapping[str, Any]: ...
 
 
@@ -100,6 +103,11 @@ class Operations:
     def stop(self) -> None:
         self._pending.stop()
 
+    async def quiet(self) -> None:
+        """Wait until the change in work, if any, is through; a stopping proxy begins no other."""
+        async with self._lock:
+            pass
+
     def each_second(self) -> None:
         self._guard.look()
 
@@ -128,11 +136,15 @@ class Operations:
     async def _change(self, change: Change, terms: Terms, note: Note) -> tuple[Applied, Deferred[tuple[int, list[int]]] | None]:
         before = self._plane.model
         model = changes.apply(before, change)
+        _check_emptied(before, model)
         if model.sites is not before.sites and model.tests:
             try_tests(model, self.current.text if self.current else "", self._file.path if self._file else "")
         if terms.is_preview:
             described = (changes.describe(before, change),)
             return self._previewed(model, described, change), None
+        if model == before and note.undoes is None:
+            # A revision of its own would only stand in the way of undoing the one that did set it.
+            return Applied(self._plane.revision, 0, 0, notes=("it is in force already",)), None
         note = replace(note, confirm_by=self._deadline(terms))
         entry = await self._journal.append(before, change, by=terms.by, reason=terms.reason, note=note)
         acks = self._plane.commit(model, entry.revision, changes.to_plain(change))
@@ -140,14 +152,16 @@ class Operations:
         return Applied(entry.revision, 0, 0, confirm_by=entry.confirm_by), acks
 
     def _previewed(self, model: Model, described: tuple[Mapping[str, Any], ...], change: Change | None, **more: Any) -> Applied:
-        preview: Preview = previewed(self._plane.model, model, described, change, self._plane.health(), self._plane.statistics())
+        health, ejected = self._plane.health()
+        known = (health, ejected | self._plane.unresolved())
+        preview: Preview = previewed(self._plane.model, model, described, change, known, self._plane.statistics())
         return Applied(self._plane.revision, 0, 0, preview=preview, **more)
 
     def _deadline(self, terms: Terms) -> str | None:
         return None if terms.confirm_within_s is None else rfc3339(self._wall() + terms.confirm_within_s)
 
     def _committed(self, entry: Entry, terms: Terms) -> None:
-        self.log.info("revision {revision} by {by}: {what}", revision=entry.revision, by=terms.by, what=sentence(entry.change))
+        self.log.info("revision {revision} by {by}: {what}", revision=entry.revision, by=terms.by, what=change_in_words(entry.change))
         self._plane.publish("change", plain.encode(entry))
         if terms.confirm_within_s is not None:
             self._pending.wait(entry.revision, terms.confirm_within_s)
@@ -340,6 +354,14 @@ class Operations:
         return edit, await self.reload(replace(terms, expected_revision=None, reason=terms.reason or "live values adopted"))
 
 
+def _check_emptied(before: Model, after: Model) -> None:
+    """As the file, so the running configuration: a pool has at least one server."""
+    for name, pool in before.pools.items():
+        if pool.servers and name in after.pools and not after.pools[name].servers:
+            last = pool.servers[-1].address
+            raise ChangeRefused(409, f"{last} is the last server of pool {name}; drain it or set it to maint instead", "server")
+
+
 def seconds_until(at: str, now: float) -> float:
     from datetime import datetime  # noqa: PLC0415 - at start only
 
@@ -347,16 +369,6 @@ def seconds_until(at: str, now: float) -> float:
         return max(0.0, datetime.fromisoformat(at).timestamp() - now)
     except ValueError:
         return 0.0
-
-
-def sentence(change: Mapping[str, Any]) -> str:
-    """A described change for the log."""
-    if change["kind"] == "batch":
-        return "; ".join(sentence(part) for part in change["changes"])
-    if change["kind"] == "replace_config":
-        return "the configuration file: " + ("; ".join(change.get("changes", ())) or "no value changed")
-    where = " ".join(str(change[key]) for key in ("pool", "server", "site", "path") if key in change)
-    return f"{change['kind']} {where}: {change.get('before')} → {change.get('after')}"
 
 
 def _nothing() -> None:

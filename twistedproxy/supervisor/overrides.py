@@ -15,6 +15,7 @@ from twistedproxy.config import changes, plain, site_changes
 from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, ReplaceConfig, SetMaxConnections, SetState, SetWeight
 from twistedproxy.config.model import Address, AdminState, Model, Server
 from twistedproxy.config.site_changes import SetMaintenance, SetSplit
+from twistedproxy.config.words import value_in_words
 from twistedproxy.errors import ChangeRefused
 
 FIELDS = ("presence", "weight", "state", "max_connections", *site_changes.FIELDS)
@@ -65,10 +66,12 @@ class Superseded:
         o = self.override
         if o.field in site_changes.FIELDS:
             where = f"{o.field} of site {o.pool} {o.server}".rstrip()
-            return f"{where}: was set live to {o.value!r} over {o.base!r}, the file now says {self.file_says!r}"
-        return (
-            f"{o.field} of {o.server} in pool {o.pool}: was set live to {o.value!r} over {o.base!r}, the file now says {self.file_says!r}"
-        )
+        elif o.field == "presence":
+            where = f"server {o.server} of pool {o.pool}"
+        else:
+            where = f"{o.field} of {o.server} in pool {o.pool}"
+        value, base, says = map(value_in_words, (o.value, o.base, self.file_says))
+        return f"{where}: was set live to {value} over {base}, the file now says {says}"
 
 
 def overrides_of(configured: Model, change: Change) -> tuple[Override, ...]:

@@ -11,7 +11,7 @@ from twistedproxy.config.model import AdminState, Model
 from twistedproxy.config.shares import shares
 
 Known = tuple[Mapping[tuple[str, str], Any], frozenset[tuple[str, str]]]
-"""Health verdicts and ejected servers."""
+"""Health verdicts, and servers that are ejected or unresolved."""
 
 
 def previewed(

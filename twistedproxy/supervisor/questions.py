@@ -31,6 +31,8 @@ class Knowledge(Protocol):
 
     def health(self) -> tuple[Mapping[tuple[str, str], Any], frozenset[tuple[str, str]]]: ...
 
+    def unresolved(self) -> frozenset[tuple[str, str]]: ...
+
     def history(self, after: int = 0) -> Sequence[Entry]: ...
 
     def ask_workers(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]: ...
@@ -81,7 +83,8 @@ class Questions:
             return None
         health, ejected = self._knowledge.health()
         verdicts = {address: seen.health for (pool, address), seen in health.items() if pool == name}
-        return Known(spec, verdicts, frozenset(address for pool, address in ejected if pool == name))
+        unresolved = frozenset(address for pool, address in self._knowledge.unresolved() if pool == name)
+        return Known(spec, verdicts, frozenset(address for pool, address in ejected if pool == name), unresolved)
 
     async def _why(self, request_id: str) -> Any:
         answers = await self._knowledge.ask_workers({"ask": "why", "id": request_id})

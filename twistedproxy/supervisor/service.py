@@ -116,7 +116,7 @@ class Supervisor(Service):
             scoreboard_fd=board.fd,
             columns=board,
             on_change=self._worker_changed,
-            on_failures=self._saw_failures,
+            on_failures=lambda rows: self._observed.saw_failures(rows),  # noqa: PLW0108 - made below
             nursery=nursery,
         )
         self.questions = Questions(self, wall)
@@ -255,6 +255,9 @@ class Supervisor(Service):
     def health(self) -> tuple[Mapping[tuple[str, str], HealthSeen], frozenset[tuple[str, str]]]:
         return self._observed.health, self._observed.ejected
 
+    def unresolved(self) -> frozenset[tuple[str, str]]:
+        return self._observed.unresolved
+
     def snapshot(self) -> Snapshot:
         workers = tuple(
             WorkerView(w.slot, w.pid, _VIEW.get(w.state, w.state).value, max(w.revision, 0), w.connections, w.requests, w.lag_seconds)
@@ -265,10 +268,11 @@ class Supervisor(Service):
             model=self.model,
             revision=self.revision,
             uptime_s=self._reactor.seconds() - self._started,
-            head_codec="native" if codecs == {"native"} else "python",
+            head_codec="starting" if not codecs else "native" if codecs == {"native"} else "python",
             workers=workers,
             health=self._observed.health,
             ejected=self._observed.ejected,
+            unresolved=self._observed.unresolved,
             addresses=self._sockets.addresses,
             certificates=self._observed.certificates,
             effective=self.operations.effective,
@@ -328,9 +332,6 @@ class Supervisor(Service):
 
     # What happens
 
-    def _saw_failures(self, rows: list[list[Any]]) -> None:
-        self._observed.saw_failures(rows)
-
     def _worker_changed(self, worker: Worker) -> None:
         shown = (worker.pid, _VIEW.get(worker.state, worker.state).value)
         if self._seen_states.get(worker.slot) == shown:
@@ -346,8 +347,9 @@ class Supervisor(Service):
             self.log.info("ready")
 
     def _each_second(self) -> None:
-        self.operations.each_second()
-        self.shifts.look()
+        if not self.is_stopping:
+            self.operations.each_second()
+            self.shifts.look()
         if not self._observers:
             return
         totals = self.statistics()

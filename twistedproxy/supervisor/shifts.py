@@ -65,7 +65,7 @@ class Shift:
         facts: dict[str, Any] = plain.encode(self)
         facts["from"], facts["to"] = facts.pop("source"), facts.pop("target")
         facts["every_seconds"] = facts.pop("every_s")
-        facts["share"] = self.steps[self.step] if self.step >= 0 else None
+        facts["share"] = self.history[-1][1] if self.history else None
         facts["next_at"] = rfc3339(self.next_at) if self.state == RUNNING else None
         facts["history"] = [{"at": at, "share": share, "revision": revision} for at, share, revision in self.history]
         return facts
@@ -252,7 +252,10 @@ class Shifts:
     async def _go_back(self, shift: Shift, state: str, why: str) -> None:
         self.log.warn("shift {id} goes back to where it began: {why}", id=shift.id, why=why)
         applied = await self._set(shift, shift.before, f"shift {shift.id} {state}: {why}")
-        taken = (rfc3339(self._wall()), 0.0, applied.revision)
+        route = self._route(shift)
+        weights = weights_of(route) if route is not None else {}
+        share = round(100 * weights.get(shift.target, 0) / (sum(weights.values()) or 1), 3)
+        taken = (rfc3339(self._wall()), share, applied.revision)
         self._put(replace(shift, state=state, note=why, history=(*shift.history, taken)))
 
     async def _set(self, shift: Shift, weights: tuple[tuple[str, int], ...] | None, reason: str) -> Applied:

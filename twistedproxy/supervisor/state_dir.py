@@ -34,8 +34,29 @@ class StateDir:
 
     def release(self) -> None:
         """An orderly end: nothing is left for the next instance to wait for."""
+        if self._lock < 0 and not self._lock_again():
+            return  # the next instance has it already
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
+        self._lock = -1
+
+    def hand_over(self) -> None:
+        """Let the next instance in while our workers finish; what is written tells it that ports may be held for a moment."""
+        os.close(self._lock)
+        self._lock = -1
+
+    def _lock_again(self) -> bool:
+        try:
+            lock = os.open(self.file(LOCK_NAME), os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return False
+        self._lock = lock
+        return True
 
 
 def open_state_dir(path: str) -> StateDir | Problem:

@@ -7,9 +7,11 @@ subjectAltName, never the common name). Sessions are remembered per server and f
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
@@ -46,7 +48,7 @@ class MissingMaterial(Exception):
 class ServerTlsUse:
     """How this worker talks TLS with the servers of one pool. `protocols`: offered by ALPN, none for raw TCP."""
 
-    __slots__ = ("spec", "_context", "_sessions")
+    __slots__ = ("spec", "_context", "_problems", "_sessions")
 
     def __init__(self, spec: ServerTls, vault: Vault, protocols: tuple[bytes, ...] = ()) -> None:
         self.spec = spec
@@ -56,14 +58,15 @@ class ServerTlsUse:
         except KeyError as e:
             raise MissingMaterial(str(e)) from None
         self._context = client_context(ca, pair, protocols)
+        self._problems: WeakKeyDictionary[SSL.Connection, str] = WeakKeyDictionary()
+        """Not the connections' app data: Twisted, over which the health checks go, keeps its own there."""
         if spec.verify:
-            self._context.set_verify(SSL.VERIFY_PEER, _note_problem)
+            self._context.set_verify(SSL.VERIFY_PEER, functools.partial(_note_problem, self._problems))
         self._sessions: dict[str, Any] = {}
 
     def connection(self, sock: socket.socket | None, address: str) -> SSL.Connection:
         """The beginning of a handshake with the server at `address`, on a connected socket (None: in memory)."""
         tls = SSL.Connection(self._context, sock)
-        tls.set_app_data([])
         name = self._name(address)
         if name and not _is_ip(name):
             tls.set_tlsext_host_name(name.encode("ascii"))
@@ -95,8 +98,7 @@ class ServerTlsUse:
 
     def why(self, tls: SSL.Connection) -> str:
         """Why its certificate was refused; "" when that was not what went wrong."""
-        problems = tls.get_app_data()
-        return problems[0] if problems else ""
+        return self._problems.get(tls, "")
 
     def remember(self, address: str, tls: SSL.Connection) -> None:
         session = tls.get_session()
@@ -104,14 +106,16 @@ class ServerTlsUse:
             self._sessions[address] = session
 
 
-def _note_problem(tls: SSL.Connection, certificate: Any, number: int, depth: int, is_fine: int) -> bool:
+def _note_problem(
+    problems: WeakKeyDictionary[SSL.Connection, str], tls: SSL.Connection, certificate: Any, number: int, depth: int, is_fine: int
+) -> bool:
     if not is_fine:
         subject = certificate.to_cryptography().subject.rfc4514_string() or "no subject"
         whose = "its certificate" if depth == 0 else "a certificate of its chain"
         until = ""
         if number == 10:
             until = f" on {certificate.to_cryptography().not_valid_after_utc:%Y-%m-%d}"
-        tls.get_app_data().append(f"{whose} ({subject}) {_WHY.get(number, f'was refused (X509 error {number})')}{until}")
+        problems.setdefault(tls, f"{whose} ({subject}) {_WHY.get(number, f'was refused (X509 error {number})')}{until}")
     return bool(is_fine)
 
 

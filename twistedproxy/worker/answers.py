@@ -50,7 +50,7 @@ class Answers:
         if not token or len(token) > LONGEST_TOKEN or not self._may_explain(token):
             return None
         client = exchange.connection.client
-        asked = Question(exchange.head, exchange.client_ip, client.scheme, exchange.connection.local[1])
+        asked = Question(exchange.head, exchange.client_ip, client.scheme, exchange.connection.local[1], exchange)
         model = self._worker.model
         found = explain(exchange.front.router, asked, self._known, model.via_of, random())
         found["id"] = exchange.request_id.decode("latin-1")
@@ -68,4 +68,5 @@ class Answers:
             return None
         now = self._worker.wheel.seconds()
         health = {server.address: server.health for server in pool.servers}
-        return Known(pool.spec, health, frozenset(s.address for s in pool.servers if s.ejected_until > now))
+        ejected = frozenset(s.address for s in pool.servers if s.ejected_until > now)
+        return Known(pool.spec, health, ejected, frozenset(s.address for s in pool.servers if not s.endpoints))
