@@ -147,27 +147,39 @@ def check_equal(peers: dict[str, Peer]) -> None:
             raise SystemExit(f"{path}: {', '.join(different)} answered something else than the origin")
 
 
-def idle_memory(peers: dict[str, Peer], count: int) -> dict[str, dict[str, float]]:
-    """Bytes of PSS per idle connection: HTTP keep-alive, L4 sessions, and HTTP keep-alive over TLS."""
+def idle_memory(directory: Path, peers: dict[str, Peer], count: int) -> dict[str, dict[str, float]]:
+    """Bytes of PSS per idle connection, each kind on a fresh start: HTTP keep-alive, L4 sessions, HTTP keep-alive over TLS."""
     table: dict[str, dict[str, float]] = {}
-    for name, peer in peers.items():
+    for name, measured in peers.items():
         if name in ("origin", "twisted.web.proxy"):
             continue
         row = table[name] = {}
-        kinds = ["http"] + ["tcp"] * peer.speaks_tcp + ["tls"] * (name in TLS)
-        for kind in kinds:
-            before = machine.pss_bytes(peer.pids())
-            if kind == "tls":
-                connections: list[Any] = handshakes.open_idle(peer.tls_port, count)
-            else:
-                connections = load.open_idle(peer.http_port if kind == "http" else peer.tcp_port, count)
-            time.sleep(0.5)
-            row[kind] = (machine.pss_bytes(peer.pids()) - before) / count
-            for connection in connections:
-                connection.close()
-            time.sleep(0.5)
-        row["family"] = before
+        for kind in ["http"] + ["tcp"] * measured.speaks_tcp + ["tls"] * (name in TLS):
+            peer = type(measured)(directory / f"idle-{kind}", measured.origin, measured.tcp_origin)
+            peer.start()
+            try:
+                _close(_open_idle(peer, kind, 100))  # every code path once, so that only connections are counted
+                time.sleep(1.5)
+                before = machine.pss_bytes(peer.pids())
+                row.setdefault("family", before)
+                connections = _open_idle(peer, kind, count)
+                time.sleep(0.5)
+                row[kind] = (machine.pss_bytes(peer.pids()) - before) / count
+                _close(connections)
+            finally:
+                peer.stop()
     return table
+
+
+def _open_idle(peer: Peer, kind: str, count: int) -> list[Any]:
+    if kind == "tls":
+        return handshakes.open_idle(peer.tls_port, count)
+    return load.open_idle(peer.http_port if kind == "http" else peer.tcp_port, count)
+
+
+def _close(connections: list[Any]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def main() -> None:
@@ -198,10 +210,10 @@ def main() -> None:
                 started.append(peer)
         check_equal(running | {"origin": origin})
         rounds = options.rounds or (3 if options.quick else 5)
-        results = run(wanted, running | {"origin": origin}, rounds, 0.6 if options.quick else 1.0)
+        results = run(wanted, running | {"origin": origin}, rounds, 0.4 if options.quick else 1.0)
         extra: dict[str, object] = {}
         if not options.only:
-            extra["idle"] = idle_memory(running, 1000 if options.quick else 3000)
+            extra["idle"] = idle_memory(directory, running, 1000 if options.quick else 3000)
         if not options.quick and not options.only:
             extra["workers"] = scaling(directory, origin)
             extra["pgbench"] = database.measure(directory, ("twistedproxy", "nginx", "haproxy"), rounds)

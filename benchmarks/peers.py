@@ -284,9 +284,11 @@ static_resources:
           cluster: tcp
   clusters:
   - name: web
+    circuit_breakers: {{thresholds: [{{max_connections: 10000, max_pending_requests: 10000, max_requests: 10000}}]}}
     load_assignment: {{cluster_name: web, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1,
       port_value: {self.origin}}}}}}}}}]}}]}}
   - name: tcp
+    circuit_breakers: {{thresholds: [{{max_connections: 10000}}]}}
     load_assignment: {{cluster_name: tcp, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1,
       port_value: {self.tcp_origin}}}}}}}}}]}}]}}
 """

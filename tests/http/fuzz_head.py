@@ -5,8 +5,8 @@
     python tests/http/fuzz_head.py swarm HEADS [SEED [FIRST]]    many: native against pure only, round after round from FIRST on
 
 Heads are built from a grammar of plausible and hostile parts and then mutated. Every disagreement between the codecs is a defect. Against the
-oracles, one must be explained by a rule of the tables below: where we are stricter or laxer, and why. The tests run both for a while (FULL=1:
-a minute); docs/codec.md has the figures of the long run.
+oracles, one must be explained by a rule of the tables below: where we are stricter or laxer, and why. The tests run both for a
+minute; docs/codec.md has the figures of the long run.
 """
 
 from __future__ import annotations
