@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="scenarios by name")
     parser.add_argument("--peers", nargs="*", default=[], help="peers by name")
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=0.0, help="length of a round, 1 being 3 s")
     parser.add_argument("--keep", action="store_true", help="also write the table into README.md")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -210,7 +211,7 @@ def main() -> None:
                 started.append(peer)
         check_equal(running | {"origin": origin})
         rounds = options.rounds or (3 if options.quick else 5)
-        results = run(wanted, running | {"origin": origin}, rounds, 0.4 if options.quick else 1.0)
+        results = run(wanted, running | {"origin": origin}, rounds, options.scale or (0.4 if options.quick else 1.0))
         extra: dict[str, object] = {}
         if not options.only:
             extra["idle"] = idle_memory(directory, running, 1000 if options.quick else 3000)
