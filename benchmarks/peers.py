@@ -83,6 +83,10 @@ class Peer:
         wait_for(self.http_port, self.process, self.name, self.log)
         if self.speaks_tcp:
             wait_for(self.tcp_port, self.process, self.name, self.log)
+        # An open port may belong to a parent whose workers are still on their way: an answer says that they serve.
+        with socket.create_connection(("127.0.0.1", self.http_port), 10) as connection:
+            connection.sendall(b"GET /small HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            connection.recv(1)
 
     def pids(self) -> list[int]:
         return family(self.process.pid)
