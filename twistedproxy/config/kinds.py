@@ -250,7 +250,6 @@ Statuses = Annotated[
         {"anyOf": [{"type": "string"}, {"type": "integer"}]},
     ),
 ]
-RoutePath = Annotated[str, _text("path", "a path", values.parse_route_path)]
 Sha256 = Annotated[str, _text("SHA-256", "64 hexadecimal digits", values.parse_sha256)]
 Via = Annotated[str | None, _or_off(_text("name", "one word without spaces", values.parse_token))]
 Text = Annotated[str, _text("text", "text of up to 1024 characters", lambda v: values.parse_text(v, "text", 1024))]

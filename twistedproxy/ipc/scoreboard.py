@@ -10,7 +10,7 @@ How it works
     once that process is reaped. A row given back is used again only when all its cells are zero, because workers may still be
     counting down leases of a server that was removed. The memory is sparse: a row never used costs nothing.
 
-    Two generations of workers (upgrade in place) share one board: `attach` checks magic, version and geometry.
+    Processes of two versions may share one board: `attach` checks magic, version and geometry.
 """
 
 from __future__ import annotations
