@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 
@@ -597,8 +599,8 @@ class RobustnessTests(SynchronousTestCase):
 
 class FileTests(SynchronousTestCase):
     def write(self, content, name="x.toml"):
-        directory = self.mktemp()
-        os.makedirs(directory)
+        directory = tempfile.mkdtemp()  # short, whatever the checkout's own path: the path of a unix socket has its limit
+        self.addCleanup(shutil.rmtree, directory)
         path = os.path.join(directory, name)
         with open(path, "wb") as file:
             file.write(content)

@@ -90,6 +90,8 @@ STRICTER_RESPONSE: dict[str, dict[str, str]] = {
         "coding_twice": "the same (SM-04)",
         "coding_old": "Transfer-Encoding on HTTP/1.0 is not defined (SM-04)",
         "length": "more than 19 digits, or 2^63 and above, is refused (SM-03)",
+        "bare_lf": "llhttp tolerates LF alone before the status line (SM-05)",
+        "bare_cr": "llhttp skips CR before the status line (SM-05)",
     },
     "h11": {
         "field_long": _LIMITS, "head_long": _LIMITS, "fields_many": _LIMITS, "connection_long": _LIMITS, "status_line_long": _LIMITS,

@@ -32,7 +32,6 @@ except ImportError:  # not built
     _head = None  # type: ignore[assignment]
 
 CODECS: dict[str, Any] = {"python": _pure, "native": _head}
-"""Fuzz for a minute, not for seconds."""
 VECTORS = Path(__file__).parent.parent / "vectors"
 PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n"
 
@@ -383,9 +382,7 @@ class CodecTests(SynchronousTestCase):
         """Native and pure agree on everything; llhttp and h11 differ from us only where a table says why."""
         fuzz = load_fuzzer()
         codec("native")
-        end = time.monotonic() + 40
-        case = 0
-        while case < 2000 or time.monotonic() < end:
+        for case in range(30_000):
             rng = random.Random(f"tests:{case}")
             if case % 4 == 3:
                 data = fuzz.build_response(rng)
@@ -394,18 +391,14 @@ class CodecTests(SynchronousTestCase):
                 data = fuzz.build(rng)
                 found = fuzz.check(data, rng)
             self.assertIsNone(found, f"case {case}: {data!r}")
-            case += 1
 
     def test_codecs_agree_on_very_many_heads(self) -> None:
         """Native and pure read and write alike whatever a head is turned into, step by step."""
         fuzz = load_fuzzer()
         codec("native")
-        end = time.monotonic() + 20
-        number = 0
         tally = [0, 0, 0]
-        while number < 20 or time.monotonic() < end:
+        for number in range(2_000):
             self.assertIsNone(fuzz.swarm_round(1, number, tally), f"round {number}")
-            number += 1
         self.assertGreater(min(tally), 10, "one kind of verdict hardly ever occurs")
 
     @settings(max_examples=300, deadline=None)
