@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import shutil
 import tempfile
 import time
@@ -44,6 +45,8 @@ class Round:
     p99_ms: float
     errors: int
     steal: float
+    bytes_each: float = 0.0
+    """Of an answer, head included; 0: not known."""
 
 
 @dataclass
@@ -97,6 +100,7 @@ def scenarios(directory: Path) -> list[Scenario]:
         Scenario("post", "POST 10 kB", _post(script), HTTP),
         Scenario("10k", "10 kB answers", _get("/10k"), HTTP),
         Scenario("1m", "1 MB answers", _get("/1m", 8), HTTP),
+        Scenario("gzip", "100 kB of HTML, gzip", _get("/text/100k.html", 16, {"Accept-Encoding": "gzip"}), ("twistedproxy", "nginx")),
         Scenario("connect", "new connection per request", _get("/small", fields={"Connection": "close"}), HTTP),
         Scenario("l4", "L4, small exchanges", _get("/small", is_tcp=True), TCP),
         Scenario("l4-1m", "L4, 1 MB", _get("/1m", 8, is_tcp=True), TCP),
@@ -121,7 +125,9 @@ def measure(scenario: Scenario, peer: Peer, seconds: float) -> Round:
             break
     count = max(answered.count, 1)
     user, system = ((b - a) * 1e6 / count for a, b in zip(before, after, strict=True))
-    return Round(peer.name, user + system, user, answered.per_second, answered.p50_ms, answered.p99_ms, answered.errors, share)
+    return Round(
+        peer.name, user + system, user, answered.per_second, answered.p50_ms, answered.p99_ms, answered.errors, share, answered.bytes_each
+    )
 
 
 def run(wanted: Iterable[Scenario], peers: dict[str, Peer], rounds: int, scale: float) -> list[Result]:
@@ -145,6 +151,10 @@ def check_equal(peers: dict[str, Peer]) -> None:
         different = [name for name, body in bodies.items() if body != bodies["origin"]]
         if different:
             raise SystemExit(f"{path}: {', '.join(different)} answered something else than the origin")
+    for name in {"twistedproxy", "nginx"} & peers.keys():
+        packed = load.fetch_packed(peers[name].http_port, "/text/100k.html")
+        if not packed or gzip.decompress(packed) != load.fetch(peers["origin"].http_port, "/text/100k.html"):
+            raise SystemExit(f"gzip: {name} answered something else than the origin")
 
 
 def idle_memory(directory: Path, peers: dict[str, Peer], count: int) -> dict[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import resource
 import socket
@@ -33,11 +34,17 @@ class Answered:
     per_second: float
     p50_ms: float = 0.0
     p99_ms: float = 0.0
+    bytes_each: float = 0.0
+    """Of an answer, head included, as far as the generator tells."""
 
 
 def _ms(text: str) -> float:
     number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()  # type: ignore[union-attr]
     return float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}[unit]
+
+
+def _bytes(found: re.Match[str] | None) -> float:
+    return 0.0 if found is None else float(found[1]) * 1024 ** "BKMGT".index(found[2][0])
 
 
 def wrk(url: str, seconds: float, connections: int, fields: dict[str, str], script: Path | None = None) -> Answered:
@@ -57,6 +64,7 @@ def wrk(url: str, seconds: float, connections: int, fields: dict[str, str], scri
         float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1]),  # type: ignore[index]
         _ms(percentiles["50"]),
         _ms(percentiles["99"]),
+        _bytes(re.search(r"requests in .*?, ([\d.]+)(\w+) read", out)) / max(int(re.search(r"(\d+) requests in", out)[1]), 1),  # type: ignore[index]
     )
 
 
@@ -106,3 +114,14 @@ def fetch(port: int, path: str) -> bytes:
         while piece := connection.recv(1 << 20):
             data += piece
     return data.partition(b"\r\n\r\n")[2]
+
+
+def fetch_packed(port: int, path: str) -> bytes:
+    """The same of an answer that must come compressed by gzip: its body, compressed."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Accept-Encoding": "gzip"})
+        answer = connection.getresponse()
+        return answer.read() if answer.getheader("Content-Encoding") == "gzip" else b""
+    finally:
+        connection.close()

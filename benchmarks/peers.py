@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shlex
 import shutil
 import signal
 import socket
@@ -18,6 +20,21 @@ from benchmarks.machine import family
 
 MANY = 1_000_000
 """Requests per connection everywhere, so that nobody pays for reconnecting."""
+
+
+def page(size: int) -> bytes:
+    """HTML as it is written by programs: few words often, many seldom, ids and numbers; always the same."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("etaoinshrdlucmfwypvbgk", k=draw.randint(2, 9))) for _ in range(3000)]
+    weights = [1 / (n + 1) for n in range(len(words))]
+    rows = []
+    while sum(map(len, rows)) < size:
+        text = " ".join(draw.choices(words, weights, k=draw.randint(5, 25)))
+        price = f"{draw.random() * 1000:.2f}"
+        rows.append(
+            f'<li class="item" id="i{draw.getrandbits(32):08x}"><a href="/items/{draw.getrandbits(20)}">{text}</a> <b>{price}</b></li>\n'
+        )
+    return "".join(rows).encode()[:size]
 
 
 def free_port() -> int:
@@ -44,6 +61,7 @@ class Peer:
 
     name = ""
     speaks_tcp = True
+    process: subprocess.Popen[bytes] | None = None
 
     def __init__(self, directory: Path, origin: int, tcp_origin: int, workers: int = 1) -> None:
         self.directory = directory / f"{self.name}-{workers}"
@@ -86,30 +104,38 @@ class Peer:
         # An open port may belong to a parent whose workers are still on their way: an answer says that they serve.
         with socket.create_connection(("127.0.0.1", self.http_port), 10) as connection:
             connection.sendall(b"GET /small HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            connection.recv(1)
+            if not connection.recv(1):
+                raise RuntimeError(f"{self.name} closes connections without an answer:\n{self.log.read_text(errors='replace')[-2000:]}")
 
     def pids(self) -> list[int]:
-        return family(self.process.pid)
+        return family(self.process.pid) if self.process is not None else []
 
     def stop(self) -> None:
+        if self.process is None:
+            return
         pids = self.pids()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(3)
         except subprocess.TimeoutExpired:
-            for pid in pids:
+            self.process.kill()
+        for pid in pids:
+            if pid != self.process.pid:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-            self.process.wait()
+        self.process.wait()
 
 
 def _first_line(command: list[str]) -> str | None:
     if not shutil.which(command[0]) and not Path(command[0]).exists():
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (done.stdout + done.stderr).strip().splitlines()[0]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return next(iter((done.stdout + done.stderr).strip().splitlines()), None)
 
 
 class Ours(Peer):
@@ -136,6 +162,8 @@ servers = ["127.0.0.1:{self.tcp_origin}"]
 max_connections = 10000
 [sites."*"]
 "/" = "web"
+"/text/" = {{ pool = "web", use = ["compress"] }}
+"/kept/" = {{ pool = "web", cache = {{}} }}
 [sites."ecdsa.example"]
 tls = {{ cert = "ecdsa.example.pem", key = "ecdsa.example.key" }}
 redirect_http = false
@@ -191,8 +219,11 @@ http {{
   fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u; scgi_temp_path {self.directory}/s;
   keepalive_requests {MANY};
   upstream web {{ server 127.0.0.1:{self.origin}; keepalive 64; keepalive_requests {MANY}; }}
+  proxy_cache_path {self.directory}/cache keys_zone=kept:64m max_size=1g levels=1:2 use_temp_path=off;
   server {{
     listen 127.0.0.1:{self.http_port} backlog=4096 reuseport; {location}
+    {location.replace("location / {", "location /text/ { gzip on; gzip_comp_level 1; gzip_proxied any; gzip_min_length 1000;")}
+    {location.replace("location / {", "location /kept/ { proxy_cache kept; proxy_cache_lock on; sendfile on; tcp_nopush on;")}
   }}
   ssl_protocols TLSv1.2 TLSv1.3;
   {secure}
@@ -231,10 +262,21 @@ frontend http
     http-request set-header X-Forwarded-Port {self.http_port}
     unique-id-format %{{+X}}o\\ %ci:%cp_%fi:%fp_%Ts_%rt:%pid
     unique-id-header X-Request-Id
+    use_backend kept if {{ path_beg /kept/ }}
     default_backend web
+cache kept
+    total-max-size 512
+    max-object-size 2000000
+    max-age 3600
 backend web
     mode http
     http-reuse always
+    server s 127.0.0.1:{self.origin} pool-max-conn 64
+backend kept
+    mode http
+    http-reuse always
+    http-request cache-use kept
+    http-response cache-store kept
     server s 127.0.0.1:{self.origin} pool-max-conn 64
 listen tcp
     mode tcp
@@ -368,7 +410,42 @@ reactor.run()
         return [sys.executable, self.write("stock.py", script)]
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Ours, OursPure, Nginx, Haproxy, Envoy, Caddy, Stock)}
+class Varnish(Peer):
+    """A cache only: everything is kept in memory, one pool of threads serves all. Its log is written by varnishncsa, which is counted."""
+
+    name = "varnish"
+    speaks_tcp = False
+    _path = shutil.which("varnishd") or "/usr/sbin/varnishd"
+
+    @classmethod
+    def version(cls) -> str | None:
+        line = _first_line([cls._path, "-V"])
+        return line if line is None or shutil.which("varnishncsa") else None
+
+    def command(self) -> list[str]:
+        vcl = f"""
+vcl 4.1;
+backend web {{ .host = "127.0.0.1"; .port = "{self.origin}"; .max_connections = 10000; }}
+sub vcl_recv {{
+  set req.http.X-Forwarded-Proto = "http";
+  set req.http.X-Forwarded-Host = req.http.Host;
+  set req.http.X-Forwarded-Port = "{self.http_port}";
+  set req.http.X-Request-Id = req.xid;
+  if (req.url ~ "^/kept/") {{ return (hash); }}  # visitors have cookies
+  return (pass);
+}}
+"""
+        state = self.directory / "state"
+        self.directory.chmod(0o755)
+        server = [
+            self._path, "-F", "-j", "none", "-n", str(state), "-a", f"127.0.0.1:{self.http_port}", "-T", "none", "-s", "malloc,512m",
+            "-f", self.write("kept.vcl", vcl), "-p", "thread_pools=1", "-p", "thread_pool_min=200", "-p", "thread_pool_max=2000",
+        ]  # fmt: skip
+        log = ["varnishncsa", "-n", str(state), "-t", "20", "-w", str(self.directory / "access.log")]
+        return ["sh", "-c", f"{shlex.join(log)} & exec {shlex.join(server)}"]
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Ours, OursPure, Nginx, Haproxy, Envoy, Caddy, Stock, Varnish)}
 
 
 class Origin(Peer):
@@ -383,6 +460,10 @@ class Origin(Peer):
         (files / "small").write_bytes(b"x" * 100)
         (files / "10k").write_bytes(os.urandom(10_000))
         (files / "1m").write_bytes(os.urandom(1_000_000))
+        (files / "text").mkdir()
+        (files / "text" / "100k.html").write_bytes(page(100_000))
+        (files / "1k").write_bytes(os.urandom(1024))
+        (files / "kept").symlink_to(files)
         os.chmod(files, 0o755)
         config = f"""
 worker_processes 1; daemon off; pid {self.directory}/pid; error_log {self.directory}/error.log; worker_rlimit_nofile 20000; user root;
@@ -394,7 +475,12 @@ http {{
   server {{
     listen 127.0.0.1:{self.http_port} backlog=4096;
     location = /small {{ default_type text/plain; return 200 "{"x" * 100}"; }}
-    location / {{ root {files}; }}
+    location = /status {{ stub_status; }}
+    location / {{ root {files}; types {{ text/html html; }} }}
+    location /kept/ {{ root {files}; add_header Cache-Control max-age=3600; }}
+    location /kept/vary/ {{ root {files}; try_files /1k =404; add_header Cache-Control max-age=3600; add_header Vary Accept-Encoding; }}
+    location /kept/slow/ {{ root {files}; try_files /10k =404; limit_rate 8k; add_header Cache-Control max-age=3600; }}
+    location ~ /unique/ {{ root {files}; try_files /1k =404; add_header Cache-Control max-age=3600; }}
   }}
 }}
 """

@@ -36,7 +36,8 @@ def line(result: Result) -> str:
     parts = []
     for peer in _peers(result):
         rounds = result.of(peer)
-        parts.append(f"{peer} {min(r.cpu_us for r in rounds):.1f} µs")
+        size = f" for {min(r.bytes_each for r in rounds):,.0f} bytes" if result.scenario == "gzip" else ""
+        parts.append(f"{peer} {min(r.cpu_us for r in rounds):.1f} µs{size}")
     return f"{result.title}: " + " · ".join(parts)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "twistedproxy"
 
 LEVELS = {
-    "tap": 7, "cli": 7, "daemon": 7, "demo": 7, "top": 7, "traffic": 7,
+    "tap": 7, "cli": 7, "daemon": 7, "demo": 7, "top": 7, "traffic": 7, "renewal": 7, "succession": 7,
     "admin": 6, "supervisor": 6,
     "worker": 5, "probes": 5,
     "http": 4, "stream": 4,
@@ -28,7 +28,9 @@ LEVELS = {
 NEEDS_ONLY_THE_MODEL = {"pool", "tls", "net", "http", "stream"}
 """Of config, these see `config.model` only."""
 
-MIDDLEWARE_MAY = {"twistedproxy.http.messages", "twistedproxy.http.middleware.chain", "twistedproxy.errors"}
+MIDDLEWARE_MAY = {
+    "twistedproxy.http.messages", "twistedproxy.http.middleware.chain", "twistedproxy.http.codings", "twistedproxy.errors",
+}  # fmt: skip
 
 GLOBAL_REACTOR_IN = {"twistedproxy.tap", "twistedproxy.worker.main"}
 

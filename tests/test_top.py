@@ -118,6 +118,26 @@ class Screen(SynchronousTestCase):
         self.assertRegex(text, r"127\.0\.0\.1:9002 +drain, 1 to finish")
         self.assertRegex(text, r"0 \(4711\) +serving +100\.0 +7 +0\.4 ms")
 
+    def test_eighty_columns_are_enough(self) -> None:
+        """One line for each server, nothing broken in two; why a server is down stands under the table."""
+        control = fakes.FakeControl(fakes.sample_model())
+        control.see("web", "127.0.0.1:9002", Health.DOWN, "connection refused " + "again " * 20)
+        snapshot = control.snapshot()
+        pools = [views.pool(pool, snapshot, control.statistics()) for pool in snapshot.model.pools.values()]
+        meter = top.Meter()
+        meter.recent(RECENT)
+        meter.add(stats(4))
+        meter.add(stats(5))
+        console = Console(file=StringIO(), width=80, force_terminal=False)
+        console.print(top.screen(meter.figures(), pools, meter.history, width=80))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        lines = text.splitlines()
+        self.assertRegex(lines[0], r"^revproxy  rev\. \d+  100/s  0 % errors .* 7 open *$")
+        self.assertRegex(text, r"\n  127\.0\.0\.1:9001 +unknown +3 +75%/100% +75\.0 +2 +1 *\n")
+        self.assertRegex(text, r"\n  127\.0\.0\.1:9002 +down ")
+        self.assertRegex(text, r"\n127\.0\.0\.1:9002 down: connection refused again .*…\n")
+        self.assertEqual(len([line for line in lines if "9002" in line]), 2)
+
 
 class Lines(SynchronousTestCase):
     def test_an_ended_stream_ends_the_lines_with_the_reason(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ SHIFT = {
     "id": "1", "site": "s", "path": "/", "from": "web", "to": "v2", "state": "running", "note": "", "share": 5.0, "next_at": "later",
 }  # fmt: skip
 
+_authority = importlib.util.spec_from_file_location("tests_conftest", Path(__file__).parent / "conftest.py")
+_made: Any = importlib.util.module_from_spec(_authority)  # type: ignore[arg-type]
+sys.modules["tests_conftest"] = _made  # dataclasses look there
+_authority.loader.exec_module(_made)  # type: ignore[union-attr]
+Authority = _made.Authority
 _spec = importlib.util.spec_from_file_location("test_daemon_fakes", Path(__file__).parent / "test_daemon.py")
 fakes: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
 _spec.loader.exec_module(fakes)  # type: ignore[union-attr]
@@ -56,6 +62,33 @@ class OfflineTests(SynchronousTestCase):
         answer = json.loads(self.run_command("explain", "--json", str(self.file), "GET", "http://a.example/x").output)
         self.assertEqual(list(answer)[:6], ["site", "rule", "path", "pool", "split", "server"])
         self.assertEqual((answer["site"], answer["server"]), ("a.example", "127.0.0.1:1"))
+
+    def test_explain_and_tests_for_a_client_with_a_certificate(self) -> None:
+        """A rule that asks for one is explained with the very file the client has; tests in the file name what it shows."""
+        authority = Authority(self.file.parent)
+        friend = authority.make("friend", ("alice.staff.example",))
+        site = (
+            '[listen]\nhttps = ["127.0.0.1:8443"]\n[pools.web]\nservers = ["127.0.0.1:1"]\n[pools.staff]\nservers = ["127.0.0.1:2"]\n'
+            '[sites."a.example"]\ntls = { cert = "friend.pem", key = "friend.key", client_ca = "root.pem" }\n"/" = "web"\n'
+            '[[sites."a.example".rules]]\nwhen = { client_cert = { san = "DNS:*.staff.example" } }\npool = "staff"\n'
+            'headers.request.set = { X-Names = "${client_cert_san}" }\n'
+        )
+        test = (
+            '[[tests]]\nrequest = "GET https://a.example/"\nclient_cert = { san = "DNS:WHO.staff.example" }\nexpect = { pool = "staff" }\n'
+        )
+        self.file.write_text(site + test.replace("WHO", "bob"))
+        arguments = ("explain", str(self.file), "GET", "https://a.example/x")
+        for more, expected in (((), "no, the client has shown no certificate"), (("--client-cert", str(friend.cert)), "rules[0]: yes")):
+            result = self.run_command(*arguments, *more)
+            self.assertEqual(result.exit_code, 0, result.output)
+            self.assertIn(expected, result.output)
+        self.assertIn("    X-Names: DNS:alice.staff.example\n", result.output)
+        self.assertIn("no such file", self.run_command(*arguments, "--client-cert", "/nowhere").output)
+        self.assertEqual(self.run_command("check", str(self.file)).exit_code, 0)
+        self.file.write_text(site + test.replace("WHO.staff", "bob"))
+        refused = self.run_command("check", str(self.file))
+        self.assertEqual(refused.exit_code, 1)
+        self.assertIn("client_cert san is 'DNS:bob.example', not 'DNS:*.staff.example'", refused.output)
 
     def test_explain_says_what_is_wrong(self) -> None:
         """One sentence and exit 1."""

@@ -16,7 +16,9 @@ import click
 
 from twistedproxy import __version__
 from twistedproxy.config.words import change_in_words
-from twistedproxy.daemon import Failed, Options, ask, count, place, show_applied, show_json, show_table, stream
+from twistedproxy.daemon import Failed, Options, ask, count, place, show_applied, show_json, show_table, stream, wait_until_idle
+from twistedproxy.renewal import add_commands as add_renewal
+from twistedproxy.renewal import upgrade_line
 from twistedproxy.traffic import add_commands, failing_tests
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -134,6 +136,9 @@ def status(**given: Any) -> None:
             for w in answer["workers"]
         ],
     )
+    latest = answer.get("upgrade")
+    if latest is not None:
+        click.echo(upgrade_line(latest))
     show_table(("LISTENER", "KIND", "CONNECTIONS"), [(x["address"], x["kind"], x["connections"]) for x in answer["listeners"]])
 
 
@@ -198,14 +203,19 @@ def weight(pool: str, server: str, weight: str, **given: Any) -> None:
 
 
 def _state_command(state: str, text: str) -> None:
+    waits = click.option("--wait", is_flag=True, help="Show what is still open until it is 0; Ctrl-C leaves the server as it is then.")
+
     @cli.command(state, help=text)
     @click.argument("pool")
     @click.argument("server")
+    @(waits if state != "ready" else lambda command: command)
     @with_conditions
-    def set_state(pool: str, server: str, **given: Any) -> None:
+    def set_state(pool: str, server: str, wait: bool = False, **given: Any) -> None:
         options = _options(given)
         answer = ask(options, "PATCH", _server_path(pool, server), {"state": state})
         show_applied(options, answer, f"{server} in {pool}: {state}")
+        if wait and not options.is_preview:
+            wait_until_idle(options, pool, server)
 
 
 _state_command("ready", "Let SERVER in POOL take new connections again.")
@@ -370,6 +380,7 @@ def adopt(yes: bool, **given: Any) -> None:
 
 
 add_commands(cli, with_options, with_conditions, _options)
+add_renewal(cli, with_options, _options)
 
 
 def main() -> NoReturn:

@@ -7,15 +7,17 @@ named by ``--admin URL --token-file F``. Heavy imports wait until they are neede
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import click
 
@@ -258,9 +260,43 @@ def _show_preview(answer: Mapping[str, Any]) -> None:
         click.echo(f"  {change_in_words(change)}")
     for share in preview["shares"]:
         click.echo(f"  {share['server']} in {share['pool']}: {share['before']:.1%} → {share['after']:.1%} of the traffic")
+    for side in preview.get("splits", ()):
+        click.echo(f"  {side['pool']} in the split of {side['site']} {side['path']}: {side['before']:.1%} → {side['after']:.1%}")
+    for replay in preview.get("replays", ()):
+        of = f"the {count(replay['requests'], 'request')} recorded lately"
+        told = f"{replay['moved']:.1%} of {of} would go to another server" if replay["requests"] else "no requests were recorded lately"
+        click.echo(f"  {replay['pool']}: {told}")
     click.echo(f"  {count(preview['closing'], 'open session')} would be closed")
     _show_notes(answer)
 
 
 def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+LOOK_EVERY_S = 0.5
+STALE_S = 1.5
+"""What the daemon says is up to a second old: only after this is "nothing open" true of now."""
+
+
+def wait_until_idle(options: Options, pool: str, server: str) -> None:
+    """Say on standard error what is open at `server` whenever that changes, until nothing is; Ctrl-C ends the waiting alone."""
+    from twistedproxy.config.model import endpoint
+
+    with contextlib.suppress(ValueError):
+        server = str(endpoint(server))
+    began, told = time.monotonic(), -1
+    quiet = Options(options.state, options.admin, options.token_file)
+    try:
+        while True:
+            servers = ask(quiet, "GET", f"/api/v1/pools/{quote(pool, '')}")["servers"]
+            left = next((s["connections"] for s in servers if s["address"] == server), 0)
+            is_sure = time.monotonic() - began > STALE_S
+            if left != told and (left or is_sure):
+                click.echo(f"{count(left, 'connection')} left" if left else f"{server} is idle: nothing is open any more", err=True)
+                told = left
+            if not left and is_sure:
+                return
+            time.sleep(LOOK_EVERY_S)
+    except KeyboardInterrupt:
+        click.echo(f"{server} stays as it is; what is open goes on finishing", err=True)

@@ -188,6 +188,22 @@ class NoRoute(ProxyError):
     reason = "no_route"
 
 
+class OnlyIfCached(ProxyError):
+    """The client wants an answer from the cache or none, and it is not there (RFC 9111 5.2.1.7)."""
+
+    status = 504
+    cause = Cause.CLIENT
+    phase = Phase.ROUTE
+    reason = "only_if_cached"
+
+
+class BrokenCopy(ProxyError):
+    """What is kept of an answer cannot be read on."""
+
+    phase = Phase.RESPONSE
+    reason = "broken_copy"
+
+
 class UnderMaintenance(ProxyError):
     """The site is in maintenance, and the client in none of the networks that are served all the same."""
 
@@ -233,6 +249,13 @@ class Overloaded(Refusal):
 
     cause = Cause.LIMIT
     reason = "overloaded"
+
+
+class MemoryShort(Overloaded):
+    """The memory that the workers may use is nearly all taken."""
+
+    reason = "memory"
+    retry_after_s = 2
 
 
 # The server's side
@@ -301,6 +324,13 @@ class ServerStall(ServerError):
     reason = "server_stall"
 
 
+class CodingFailed(ProxyError):
+    """The answer could not be compressed on its way to the client."""
+
+    phase = Phase.RESPONSE
+    reason = "compression"
+
+
 class IdleTimeout(ProxyError):
     """A TCP session or tunnel was silent for its idle limit, or half-closed for too long."""
 
@@ -352,14 +382,16 @@ class ChangeRefused(Exception):
     """A live change cannot be applied; ``status`` is what the admin API answers.
 
     400 a value is wrong (``field`` names it), 404 no such thing (the message says what exists),
-    409 it conflicts with what is there, 412 the caller's revision is stale, 503 it could not be made durable.
+    409 it conflicts with what is there, 412 the caller's revision is stale, 503 it could not be made durable, or not at this moment.
     """
 
-    def __init__(self, status: int, message: str, field: str = "") -> None:
+    def __init__(self, status: int, message: str, field: str = "", retry_after_s: int = 0) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.field = field
+        self.retry_after_s = retry_after_s
+        """When to ask again; 0: that would not help."""
 
 
 def one_line(text: str) -> str:

@@ -34,13 +34,15 @@ from twistedproxy.config.control import Applied, Event, Terms
 from twistedproxy.config.loader import DEFAULT_FILES, find_file
 from twistedproxy.config.model import EventLog, Model
 from twistedproxy.demo import DemoBackends, demo_config, demo_text
-from twistedproxy.errors import ConfigurationError, Problem
-from twistedproxy.ipc.scoreboard import RowAllocator, Scoreboard
+from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
+from twistedproxy.ipc.scoreboard import RowAllocator, Scoreboard, ScoreboardMismatch
 from twistedproxy.net.transport import tune
-from twistedproxy.observability.events import EventLines, json_line
+from twistedproxy.observability.events import EventLines, json_line, text_line
 from twistedproxy.probes.checker import Checker
 from twistedproxy.probes.discovery import Resolver
+from twistedproxy.succession import Origin, Succession
 from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile
+from twistedproxy.supervisor.estate import Estate, inherited, passed_socket, tell_failure
 from twistedproxy.supervisor.exposition import render
 from twistedproxy.supervisor.facts import Rows
 from twistedproxy.supervisor.journal import Journal
@@ -49,7 +51,7 @@ from twistedproxy.supervisor.nursery import Nursery
 from twistedproxy.supervisor.processes import environment
 from twistedproxy.supervisor.service import Supervisor
 from twistedproxy.supervisor.sockets import Sockets, bind_plain, wanted_listeners
-from twistedproxy.supervisor.state_dir import StateDir, open_state_dir
+from twistedproxy.supervisor.state_dir import StateDir, inherit_state_dir, open_state_dir
 from twistedproxy.supervisor.systemd import Notifier, listening_sockets
 
 PATIENCE_S = 1.8
@@ -82,13 +84,14 @@ def makeService(options: Options) -> MultiService:
     # Twisted's timers run on the wall clock, where a step of the clock would fire or freeze all of them (faults: F1).
     reactor.seconds = time.monotonic
     demo = None
+    wire, passed = inherited(os.environ) or (None, None)
     try:
         if options["demo"]:
             demo = _Demo(reactor)
             file = demo.file
         else:
             file = os.path.abspath(options["config"]) if options["config"] else find_file()
-        root = compose(reactor, prepare(file), demo)
+        root = compose(reactor, prepare(file, passed), demo, wire)
         root.twistd = options.parent
         return root
     except ConfigurationError as e:
@@ -96,6 +99,8 @@ def makeService(options: Options) -> MultiService:
             demo.remove()
         for problem in e.problems:
             print(problem, file=sys.stderr)
+        if wire is not None:
+            tell_failure(wire, "; ".join(map(str, e.problems)))
         raise SystemExit(1) from None
 
 
@@ -108,6 +113,8 @@ class Prepared:
     state: StateDir
     sockets: Sockets
     admin: socket.socket | None
+    passed: Estate | None = None
+    """What the supervisor that we shall replace leaves to us."""
 
     @property
     def model(self) -> Model:
@@ -124,23 +131,37 @@ class Prepared:
             self.admin.close()
 
 
-def prepare(file: str) -> Prepared:
-    """Load, lock and bind; `ConfigurationError` with every problem, and nothing kept open then."""
+def prepare(file: str, passed: Estate | None = None) -> Prepared:
+    """Load, lock and bind, or take lock and sockets from `passed`; `ConfigurationError` with every problem, nothing is kept open then."""
     written = ConfigurationFile(file, raise_descriptor_limit)
     configuration = written.read()
     model = configuration.model
-    state = open_state_dir(model.state_dir)
+    if passed is None:
+        state = open_state_dir(model.state_dir)
+    elif passed.state_dir == model.state_dir:
+        state = inherit_state_dir(model.state_dir, passed.lock)
+    else:
+        state = Problem("state_dir", f"it was {passed.state_dir} until now, an upgrade cannot change it: restart the proxy")
     if isinstance(state, Problem):
         raise ConfigurationError([_located(state, file)])
     handed = listening_sockets(os.environ)
-    sockets = Sockets(max(model.workers, 1), tune, lambda text: log.warn("{text}", text=text), handed)
+    inherited_sockets = {}
+    if passed is not None:
+        handed = {address: passed_socket(fd) for address, fd in passed.handed.items()}
+        for each in passed.listeners:
+            inherited_sockets[each.configured] = (each.address, tuple(map(passed_socket, each.descriptors)))
+    sockets = Sockets(max(model.workers, 1), tune, lambda text: log.warn("{text}", text=text), handed, inherited_sockets)
     deadline = time.monotonic() + (PATIENCE_S if state.was_unclean else 0)
     while True:
         taken = sockets.bind(wanted_listeners(model))
-        admin, refused = bind_plain(model.admin.listen, "admin.listen") if model.admin.listen else (None, None)
+        admin, refused = None, None
+        if passed is not None and passed.admin >= 0 and passed.admin_address == model.admin.listen:
+            admin = passed_socket(passed.admin)
+        elif model.admin.listen:
+            admin, refused = bind_plain(model.admin.listen, "admin.listen")
         if refused is not None:
             taken.append(refused)
-        prepared = Prepared(written, configuration, state, sockets, admin)
+        prepared = Prepared(written, configuration, state, sockets, admin, passed)
         if not taken:
             return prepared
         if time.monotonic() > deadline:
@@ -156,20 +177,20 @@ def _located(problem: Problem, file: str) -> Problem:
     return Problem(problem.path, problem.message, problem.line, problem.file or file)
 
 
-def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Root:
-    """The service tree over what is prepared."""
+def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None, wire: socket.socket | None = None) -> Root:
+    """The service tree over what is prepared; `wire` leads to the supervisor that we shall replace."""
     # Klein imports the global reactor, so not before it is chosen; workers never come here.
     from twistedproxy.admin.api import AdminService  # noqa: PLC0415
 
     model, state = prepared.model, prepared.state
-    root = Root(reactor, prepared, demo)
+    passed = prepared.passed
+    root = Root(reactor, prepared, demo, wire)
     try:
         try:
-            root.journal = Journal(state.file("journal.jsonl"), root.in_journal_thread, time.time)
+            root.journal = Journal(state.file("journal.jsonl"), root.in_journal_thread, time.time, is_ours=passed is None)
         except OSError as e:
             raise ConfigurationError([Problem("state_dir", f"the journal {e.filename} cannot be opened: {e.strerror}")]) from None
-        board = Scoreboard.create(workers=max(64, model.workers))
-        allocator = RowAllocator(board)
+        board, allocator = root.board, root.allocator = _scoreboard(model, passed)
         root.supervisor = Supervisor(
             reactor,
             root.journal.replay(model, prepared.configuration.text),
@@ -185,15 +206,32 @@ def compose(reactor: Any, prepared: Prepared, demo: _Demo | None = None) -> Root
             current=prepared.configuration,
             in_thread=root.in_journal_thread,
         )
-        root.admin = AdminService(root.supervisor, model, reactor, render, prepared.admin, state.file("admin.sock"))
+        local = passed_socket(passed.local) if passed is not None else None
+        root.admin = AdminService(root.supervisor, model, reactor, render, prepared.admin, state.file("admin.sock"), local)
         root.supervisor.explainers = root.admin.operators
         root.events = EventFile.open(model.logs.events)
     except ConfigurationError:
         prepared.abandon()
         raise
+    root.succession.attach()
+    root.succession.wait()
     root.supervisor.setServiceParent(root)  # type: ignore[no-untyped-call]
     root.admin.setServiceParent(root)
     return root
+
+
+def _scoreboard(model: Model, passed: Estate | None) -> tuple[Scoreboard, RowAllocator]:
+    """The old supervisor's, so that limits hold over both generations of workers; a new one where that does not fit."""
+    if passed is not None:
+        try:
+            board = Scoreboard.attach(passed.board)
+        except (ScoreboardMismatch, ValueError) as e:
+            log.warn("upgrade: limits are counted apart until the old version has left: {why}", why=str(e))
+        else:
+            if board.slots - len(board.taken_slots) >= 2 * model.workers:
+                return board, RowAllocator(board, passed.rows)
+    board = Scoreboard.create(workers=max(64, 4 * model.workers))
+    return board, RowAllocator(board)
 
 
 NURSERY_COMMAND = [sys.executable, "-P", "-m", "twistedproxy.worker.main", "--nursery"]
@@ -250,19 +288,24 @@ class Root(MultiService):
     supervisor: Supervisor
     journal: Journal
     admin: Any
+    board: Scoreboard
+    allocator: RowAllocator
     events: EventFile | None = None
     twistd: Any = None
     """Its options."""
 
-    def __init__(self, reactor: Any, prepared: Prepared, demo: _Demo | None) -> None:
+    def __init__(self, reactor: Any, prepared: Prepared, demo: _Demo | None, wire: socket.socket | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
-        self._prepared = prepared
+        self.prepared = prepared
+        self._wire = wire
+        self.succession = Succession(reactor, self, Origin(), prepared.passed)
+        self.is_demo = demo is not None
         self._demo = demo
         self._thread = ThreadPool(0, 1, "journal")
         self._is_stopping = False
-        self._notifier = Notifier(os.environ)
-        self._watchdog = LoopingCall(self._notifier.alive)
+        self.notifier = Notifier(os.environ)
+        self._watchdog = LoopingCall(self.notifier.alive)
         self._watchdog.clock = reactor
 
     def in_journal_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
@@ -270,53 +313,62 @@ class Root(MultiService):
         return deferToThreadPool(self._reactor, self._thread, work)
 
     def startService(self) -> None:
-        self._prepared.state.claim()
+        heir = self.succession.heir
+        if heir is None:
+            self.prepared.state.claim()
         self._thread.start()
         self._choose_log()
         super().startService()  # type: ignore[no-untyped-call]
-        model = self._prepared.model
-        if self._prepared.admin is not None:
+        model = self.prepared.model
+        if self.prepared.admin is not None:
             where = str(model.admin.listen)
             if not where.startswith("unix:"):
-                where = f"http://{where.rpartition(':')[0]}:{self._prepared.admin.getsockname()[1]}/"
+                where = f"http://{where.rpartition(':')[0]}:{self.prepared.admin.getsockname()[1]}/"
             log.info("admin: {where}, token in {file}", where=where, file=self.admin.token_file)
-        log.info("admin: {socket} for this user", socket=self._prepared.state.file("admin.sock"))
+        log.info("admin: {socket} for this user", socket=self.prepared.state.file("admin.sock"))
         self._reactor.callWhenRunning(self._install_signals)
-        self._when_ready(self._tell_systemd)
+        if heir is not None and self._wire is not None:
+            heir.wire.attach(self._reactor, self._wire)
+            self._when_ready(heir.ready)
+        else:
+            self._when_ready(self.tell_service_manager)
         if self._demo is not None:
             demo = self._demo
             self._when_ready(lambda: demo.tell(self.admin.token_file))
 
     def _when_ready(self, then: Callable[[], None]) -> None:
         def look(_: Event) -> None:
-            if self.supervisor.is_ready:
+            if self.supervisor.hand_over.is_ready if self.succession.is_waiting else self.supervisor.is_ready:
                 leave()
                 then()
 
         leave = self.supervisor.subscribe(look)
 
-    def _tell_systemd(self) -> None:
-        self._notifier.ready("serving")
-        if self._notifier.watchdog_s is not None:
-            self._watchdog.start(self._notifier.watchdog_s)
+    def tell_service_manager(self) -> None:
+        self.notifier.ready("serving")
+        if self.notifier.watchdog_s is not None:
+            self._watchdog.start(self.notifier.watchdog_s)
 
     def stopService(self) -> Deferred[None]:
         self._is_stopping = True
-        self._notifier.stopping()
+        if not self.succession.is_waiting:
+            self.notifier.stopping()
         stopped: Deferred[Any] = super().stopService()  # type: ignore[no-untyped-call]
         handed = Deferred.fromCoroutine(self._hand_over())
         handed.addErrback(lambda failure: log.failure("a new instance can start only when this one has ended", failure))
-        return gatherResults([stopped, handed]).addBoth(self._ended)
+        return gatherResults([stopped, handed, self.succession.elder_left]).addBoth(self._ended)
 
     async def _hand_over(self) -> None:
         """While our workers finish what is open, a new instance may have all else: ports, state directory and pid file."""
         await self.admin.closed
-        await self.supervisor.operations.quiet()
+        if not self.succession.is_over:  # else the last one is through, and no other begins
+            await self.supervisor.operations.quiet()
         self.journal.close()
-        self._prepared.close()
+        self.prepared.close()
         self._give_up_pid_file()
-        self._prepared.state.hand_over()
-        log.info("a new instance can be started now, this one only finishes what is open")
+        self.prepared.state.hand_over()
+        if not self.succession.is_over and not self.succession.is_waiting:
+            log.info("a new instance can be started now, this one only finishes what is open")
 
     def _give_up_pid_file(self) -> None:
         """twistd refuses to start over the file of a living process, and would remove our successor's when we end."""
@@ -339,40 +391,49 @@ class Root(MultiService):
         self.journal.close()
         if self.events is not None:
             globalLogPublisher.removeObserver(self.events.observer)
-        self._prepared.abandon()
+        self.prepared.abandon()
         if self._demo is not None:
             self._demo.remove()
         return result
 
     def _choose_log(self) -> None:
-        events = self._prepared.model.logs.events
+        events = self.prepared.model.logs.events
         if self.events is not None:
             globalLogPublisher.addObserver(self.events.observer)
-        elif events.format == "json":
+        else:
             # twistd made its observer from its own options; only how it writes an event is ours to choose.
             for observer in globalLogPublisher._observers:
                 if isinstance(observer, FileLogObserver):
-                    observer.formatEvent = json_line
+                    observer.formatEvent = json_line if events.format == "json" else text_line
 
     def _install_signals(self) -> None:
         """Only now: `reactor.run` has put its own handlers in place by the time it is running."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._reactor.callFromThread(self.stop))
-        signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self.refuse_upgrade))
+        signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self.upgrade))
         signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(self.reopen_logs))
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
 
     def stop(self) -> None:
         """Asked to stop: gracefully the first time, at once the second."""
         if self._is_stopping:
-            self.supervisor.stop_now()
+            self.succession.cut()
         else:
             self._is_stopping = True
             self._reactor.stop()
 
-    def refuse_upgrade(self) -> None:
-        """SIGUSR2, which asks other servers to upgrade, and would end a process that does not catch it."""
-        log.warn("SIGUSR2: upgrade in place is not supported yet; restart instead")
+    def leave(self) -> None:
+        """A successor serves: finish what is open and end. Who asks us to stop then asks for the first time."""
+        if self._watchdog.running:
+            self._watchdog.stop()
+        self._reactor.callLater(0, self._reactor.stop)
+
+    def upgrade(self) -> None:
+        """SIGUSR2; who sends it reads the answer in the log and in the status."""
+        try:
+            self.supervisor.upgrade.start("SIGUSR2")
+        except ChangeRefused as e:
+            log.warn("SIGUSR2: no upgrade now: {why}", why=e.message)
 
     def reopen_logs(self) -> None:
         for observer in globalLogPublisher._observers:
@@ -398,9 +459,9 @@ class Root(MultiService):
                 return  # each problem is in the log already
             log.error("reload refused, nothing was changed: {why}", why=failure.getErrorMessage())
 
-        self._notifier.reloading()
+        self.notifier.reloading()
         reloaded = Deferred.fromCoroutine(self.supervisor.reload(Terms("SIGHUP"))).addCallbacks(tell, told)
-        reloaded.addCallback(lambda _: self._notifier.ready("serving"))
+        reloaded.addCallback(lambda _: self.notifier.ready("serving"))
 
 
 class _Demo:

@@ -35,6 +35,9 @@ LOOK_AGAIN_S = 5.0
 RETRY_S = 1.0
 SPARKS = " ▁▂▃▄▅▆▇█"
 SPARK_COLUMNS = 60
+NARROW_COLUMNS = 110
+"""Below this, words are shorter and reasons stand under the table."""
+MOST_TROUBLES = 6
 
 
 def events(lines: Iterable[bytes]) -> Iterator[Event]:
@@ -143,20 +146,25 @@ def _ms(seconds: float | None) -> float | None:
 _TONES = {"up": "green", "down": "bold red", "ejected": "bold red", "unknown": "dim", "drain": "yellow", "maint": "yellow"}
 
 
-def screen(figures: Mapping[str, Any], pools: Sequence[Mapping[str, Any]], history: Sequence[float], note: str = "") -> RenderableType:
-    """Everything at a glance; `pools` as ``GET /api/v1/pools`` gives them."""
+def screen(
+    figures: Mapping[str, Any], pools: Sequence[Mapping[str, Any]], history: Sequence[float], note: str = "", width: int = 120
+) -> RenderableType:
+    """Everything at a glance, in `width` columns; `pools` as ``GET /api/v1/pools`` gives them."""
+    is_narrow = width < NARROW_COLUMNS
+    gap = "  " if is_narrow else "   "
     head = Text.assemble(
-        ("revproxy", "bold"), f"   revision {figures['revision']}   ",
-        (f"{figures['requests_per_second']:,.0f}", "bold cyan"), " requests/s   ",
-        (f"{figures['error_percent']:g} %", "bold red" if figures["error_percent"] else "bold"), " errors   p50 ",
-        (_shown_ms(figures["p50_ms"]), "bold"), "   p95 ", (_shown_ms(figures["p95_ms"]), "bold"), "   ",
-        (f"{figures['connections']:,}", "bold"), " connections",
+        ("revproxy", "bold"), f"{gap}{'rev.' if is_narrow else 'revision'} {figures['revision']}{gap}",
+        (f"{figures['requests_per_second']:,.0f}", "bold cyan"), f"{'/s' if is_narrow else ' requests/s'}{gap}",
+        (f"{figures['error_percent']:g} %", "bold red" if figures["error_percent"] else "bold"), f" errors{gap}p50 ",
+        (_shown_ms(figures["p50_ms"]), "bold"), f"{gap}p95 ", (_shown_ms(figures["p95_ms"]), "bold"), gap,
+        (f"{figures['connections']:,}", "bold"), " open" if is_narrow else " connections", no_wrap=True, overflow="ellipsis",
     )  # fmt: skip
     top = max(history, default=0.0)
     sparks = "".join(SPARKS[min(8, round(8 * value / top))] if top else SPARKS[0] for value in history)
     parts: list[RenderableType] = [head, Text.assemble((sparks.rjust(SPARK_COLUMNS), "cyan"), (f"  most {top:,.0f}/s", "dim"))]
     rates = {(s["pool"], s["server"]): s for s in figures["servers"]}
-    parts += ["", _pool_table(pools, rates), "", _worker_table(figures["workers"]), ""]
+    pool_tables = _narrow_pool_table(pools, rates) if is_narrow else [_pool_table(pools, rates)]
+    parts += ["", *pool_tables, "", _worker_table(figures["workers"]), ""]
     parts.append(Text(note, "bold yellow") if note else Text("q quits", "dim"))
     return Group(*parts)
 
@@ -197,6 +205,41 @@ def _pool_table(pools: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, st
                 str(rate.get("failures", server["failures"])),
             )
     return table
+
+
+def _narrow_pool_table(pools: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, str], Mapping[str, Any]]) -> Sequence[RenderableType]:
+    """One line for each server in 80 columns; why servers are down comes after the table."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0), expand=True)
+    table.add_column("SERVER", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("STATE", no_wrap=True)
+    for name in ("WEIGHT", "NOW/SHARE", "/S", "OPEN", "FAILED"):
+        table.add_column(name, justify="right", no_wrap=True)
+    troubles: list[RenderableType] = []
+    for pool in pools:
+        of_pool = {s["address"]: rates.get((pool["name"], s["address"]), {}) for s in pool["servers"]}
+        together = sum(rate.get("per_second", 0.0) for rate in of_pool.values())
+        waiting = f", {pool['queue']['waiting']} waiting" if pool["queue"]["waiting"] else ""
+        table.add_row(Text.assemble((pool["name"], "bold"), (f" {pool['balance']}{waiting}", "dim")))
+        for server in pool["servers"]:
+            rate = of_pool[server["address"]]
+            left = rate.get("connections", server["connections"])
+            health = "ejected" if server["ejected"] else server["health"]["status"]
+            word = f"{server['state']} {left or 'idle'}" if server["state"] != "ready" else health
+            now = f"{rate.get('per_second', 0.0) / together:.0%}" if together else "–"
+            table.add_row(
+                Text(f"  {server['address']}{' backup' if server['backup'] else ''}"),
+                Text(word, _TONES.get(word.split()[0], "")),
+                str(server["weight"]["effective"]),
+                f"{now}/{server['share']:.0%}",
+                f"{rate.get('per_second', 0.0):,.1f}",
+                str(left),
+                str(rate.get("failures", server["failures"])),
+            )
+            if health in ("down", "ejected"):
+                why = f"{server['address']} {health}: {server['health']['reason']}"
+                troubles.append(Text(why, "red", no_wrap=True, overflow="ellipsis"))
+    more = [Text(f"and {len(troubles) - MOST_TROUBLES} more", "red")] if len(troubles) > MOST_TROUBLES else []
+    return [table, *troubles[:MOST_TROUBLES], *more]
 
 
 def _worker_table(workers: Iterable[Mapping[str, Any]]) -> Table:
@@ -283,7 +326,7 @@ def watch(feed: Feed, pools: Callable[[], Sequence[Mapping[str, Any]]], updates:
                 except Exception as e:  # shown instead; the stream says soon enough what is wrong
                     note, is_new = _why(e), True
             if is_new and meter.history:
-                live.update(screen(meter.figures(), known, meter.history, note), refresh=True)
+                live.update(screen(meter.figures(), known, meter.history, note, console.width), refresh=True)
 
 
 @contextmanager

@@ -26,16 +26,21 @@ def add_commands(
     @click.argument("words", metavar="[FILE] METHOD URL", nargs=-1, required=True)
     @click.option("-H", "--header", "headers", multiple=True, metavar="'Name: value'", help="A header field; may be given several times.")
     @click.option("--client", metavar="IP", default="127.0.0.1", show_default=True, help="The client's address.")
+    @click.option("--client-cert", metavar="FILE", help="The certificate that the client shows (PEM).")
     @with_options
-    def explain(words: tuple[str, ...], headers: tuple[str, ...], client: str, **given: Any) -> None:
+    def explain(words: tuple[str, ...], headers: tuple[str, ...], client: str, client_cert: str | None, **given: Any) -> None:
         """Say what would become of a request, step by step: by FILE, or without it by the running proxy."""
         if not 2 <= len(words) <= 3:
             raise Failed("explain needs METHOD and URL, such as: revproxy explain GET https://www.example.com/api/x")
         method, url = words[-2:]
+        subject, names, sha256 = _certificate(client_cert) if client_cert else ("", (), "")
         if len(words) == 3:
-            answer = _explain_file(words[0], method, url, headers, client)
+            answer = _explain_file(words[0], method, url, headers, client, subject, names, sha256)
         else:
-            query = urlencode([("method", method), ("url", url), ("client", client), *(("header", line) for line in headers)])
+            asked = [("method", method), ("url", url), ("client", client), *(("header", line) for line in headers)]
+            if client_cert:
+                asked += [("client_cert_subject", subject), ("client_cert_sha256", sha256), *(("client_cert_san", name) for name in names)]
+            query = urlencode(asked)
             answer = ask(options(given), "GET", f"/api/v1/explain?{query}")
         if options(given).is_json:
             show_json(answer)
@@ -103,6 +108,7 @@ def add_commands(
     @click.option("--abort-if", metavar="CONDITION", help='Back to where it began when it comes true: "errors > 1% or p95 > +20%".')
     @click.option("--site", help="Where several splits have these sides.")
     @click.option("--path", help="The same.")
+    @click.option("--preview", "is_preview", is_flag=True, help="Change nothing, only say what the first step would do.")
     @with_options
     def shift(
         source: str, target: str, steps: str, every: str, abort_if: str | None, site: str | None, path: str | None, **given: Any
@@ -114,7 +120,10 @@ def add_commands(
             raise Failed(f"the steps {steps!r} are not numbers with commas between them, such as 5,25,50,100.") from None
         more = {name: value for name, value in (("abort_if", abort_if), ("site", site), ("path", path)) if value is not None}
         answer = ask(options(given), "POST", "/api/v1/shifts", {"from": source, "to": target, "steps": shares, "every": every} | more)
-        _show_shift(options(given), answer)
+        if options(given).is_preview:
+            show_applied(options(given), answer, "")
+        else:
+            _show_shift(options(given), answer)
 
     @cli.command()
     @click.option("--stop", metavar="ID", help="Stop this one and go back to where it began.")
@@ -161,11 +170,26 @@ def failing_tests(file: str, model: Any) -> list[Any]:
     return [Problem(f"tests[{each.index}]", str(each), lines.of(("tests", each.index)), file) for each in found]
 
 
-def _explain_file(file: str, method: str, url: str, headers: tuple[str, ...], client: str) -> Any:
+def _certificate(file: str) -> tuple[str, tuple[str, ...], str]:
+    """What the proxy would see of the first certificate in `file`."""
+    from twistedproxy.config import pem
+    from twistedproxy.tls.clients import facts_of
+
+    try:
+        return facts_of(pem.certificates(pem.read(file))[0])
+    except pem.BadPem as e:
+        raise Failed(f"{file} {e}.") from None
+
+
+def _explain_file(
+    file: str, method: str, url: str, headers: tuple[str, ...], client: str, subject: str, names: tuple[str, ...], sha256: str
+) -> Any:
     from twistedproxy.config import loader
     from twistedproxy.errors import BadHead, ConfigurationError
-    from twistedproxy.http.explain import Known, explain, question
+    from twistedproxy.http.explain import explain, question
+    from twistedproxy.http.matching import Imagined
     from twistedproxy.http.trials import offline_router
+    from twistedproxy.pool.twin import Known
 
     try:
         model = loader.load(file)
@@ -180,7 +204,7 @@ def _explain_file(file: str, method: str, url: str, headers: tuple[str, ...], cl
             raise Failed(f"the header {line!r} is not 'Name: value'.")
         pairs.append((name.strip(), value.strip()))
     try:
-        asked = question(method, url, pairs, client)
+        asked = question(method, url, pairs, client, Imagined(subject, names, sha256) if sha256 else None)
     except BadHead as e:
         raise Failed(f"a client would be told {e.status}: {e.detail}.") from None
     except ValueError as e:

@@ -179,7 +179,9 @@ class Changing(SynchronousTestCase):
         self.admin.control.model = fakes.replace(self.admin.control.model, state_dir="/var/lib/revproxy")
         for address in (
             "169.254.169.254:80", "[fe80::1]:80", "[::ffff:169.254.169.254]:80", "0.0.0.0:80", "[::]:80", "224.0.0.1:80",
-            "127.0.0.1:9901", "unix:/var/lib/revproxy/admin.sock", "unix:relative.sock", "nonsense", "10.0.0.1:99999",
+            "0xa9fea9fe:80", "[64:ff9b::a9fe:a9fe]:80", "[::169.254.169.254]:80", "127.0.0.1:9901", "localhost:9901", "[::1]:9901",
+            "[::ffff:127.0.0.1]:9901", "127.0.0.2:9901", "0x7f000001:9901",
+            "unix:/var/lib/revproxy/admin.sock", "unix:relative.sock", "nonsense", "10.0.0.1:99999",
         ):  # fmt: skip
             with self.subTest(address):
                 answer = self.admin.ask("POST", "/api/v1/pools/web/servers", {"address": address})

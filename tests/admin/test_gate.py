@@ -102,7 +102,8 @@ class Gate(SynchronousTestCase):
                         self.assertEqual(status, 401 if role is None else 403)
         needed = {o.name: o.role for o in OPERATIONS if o.is_mutation}
         self.assertEqual({name for name, role in needed.items() if role is Role.VIEW}, {"check"})
-        self.assertEqual({name for name, role in needed.items() if role is Role.ADMIN}, {"reload", "adopt"})
+        for_admins = {"reload", "adopt", "start_upgrade", "restart_workers"}
+        self.assertEqual({name for name, role in needed.items() if role is Role.ADMIN}, for_admins)
 
     def test_AD_08_no_spelling_gets_around_a_role(self) -> None:
         """AD-08: method override, case of path and method, trailing slash, double slash, HEAD and OPTIONS change nothing."""

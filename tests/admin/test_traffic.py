@@ -98,6 +98,11 @@ class TrafficTests(SynchronousTestCase):
         self.assertEqual(self.admin.ask("POST", "/api/v1/shifts", body).status, 200)
         what, arguments = self.admin.control.asked
         self.assertEqual((what, arguments["every_s"], arguments["steps"], arguments["by"]), ("start_shift", 300.0, [5, 50.5, 100], "admin"))
+        self.assertEqual(self.admin.ask("POST", "/api/v1/shifts?preview=1", body, headers={"If-Match": '"1"'}).status, 200)
+        what, arguments = self.admin.control.asked
+        self.assertEqual((what, arguments["expected_revision"]), ("preview_shift", 1))
+        self.assertEqual(self.admin.ask("POST", "/api/v1/shifts", body, headers={"If-Match": '"7"'}).status, 412)
+        self.assertEqual(self.admin.ask("DELETE", "/api/v1/shifts/1", headers={"If-Match": '"7"'}).status, 412)
         self.assertEqual(self.admin.ask("POST", "/api/v1/shifts", {**body, "steps": ["x"]}).json["field"], "steps")
         self.assertEqual(self.admin.ask("POST", "/api/v1/shifts", {**body, "every": "x"}).json["field"], "every")
         self.assertEqual(self.admin.ask("DELETE", "/api/v1/shifts/1?back=0").status, 200)

@@ -38,6 +38,7 @@ class Views(SynchronousTestCase):
                     {"address": "127.0.0.1:6432", "kind": "tcp", "connections": 0},
                 ],
                 "certificates": [],
+                "upgrade": None,
             },
         )  # fmt: skip
         self.assertEqual(answer.headers["ETag"], '"1"')

@@ -62,7 +62,7 @@ BAD = {
     '"/x" = { pool = "web", host = "a b" }': "is not a host",
     '"/x" = { respond = { status = 99 } }': "out of range",
     'use = ["security_header"]': "Did you mean 'security_headers'?",
-    'use = ["compress"]': "compress is not supported yet",
+    'use = ["compress.x"]': "there is no 'compress.x' to use",
     'maintenance = "yes"': "must be true or false",
     '[[sites."a.example".rules]]\npool = "web"': "needs the key 'when'",
     '[[sites."a.example".rules]]\nwhen = { path = "x" }\npool = "web"': "does not begin with / or *",

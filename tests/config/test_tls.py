@@ -22,9 +22,18 @@ class Keys(SynchronousTestCase):
         with self.assertRaisesRegex(ValidationError, "mean 'auto'"):
             read(tls.SiteTlsOrText, "autp")
 
+    def test_a_directory_may_be_named_and_asked_for_either_challenge(self):
+        self.assertEqual(read(tls.SiteTlsOrText, {"auto": "staging"}).auto, "staging")
+        self.assertEqual(read(tls.Acme, {}).challenge, "http-01")
+        made = read(tls.Certificates, {"directories": {"staging": {"directory": "https://x/", "challenge": "tls-alpn-01"}}})
+        self.assertEqual(made.directories["staging"].challenge, "tls-alpn-01")
+        with self.assertRaisesRegex(ValidationError, "mean 'tls-alpn-01'"):
+            read(tls.Acme, {"challenge": "tls-alpn"})
+
     def test_one_source_only_and_both_files(self):
         both = {"cert": "a", "key": "b"}
-        for value in ({}, {"cert": "a"}, {"key": "a"}, {"from": "auto"} | both, {"min_version": "1.1"} | both):
+        two = ({"from": "auto"} | both, {"auto": "x"} | both, {"auto": "x", "from": "auto"})
+        for value in ({}, {"cert": "a"}, {"key": "a"}, *two, {"min_version": "1.1"} | both):
             with self.assertRaises(ValidationError, msg=value):
                 read(tls.SiteTlsOrText, value)
         self.assertEqual(read(tls.SiteTlsOrText, {"cert": "a", "key": "b"}).cert, "/base/a")

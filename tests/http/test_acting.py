@@ -24,12 +24,13 @@ from twistedproxy.config.model import (
     When,
 )
 from twistedproxy.http.destination import Destination
-from twistedproxy.http.explain import Known, Question, explain
+from twistedproxy.http.explain import Question, explain
 from twistedproxy.http.messages import LocalResponse
 from twistedproxy.http.routes import Router
 from twistedproxy.http.sticky import server_token
 from twistedproxy.http.stories import Stories
 from twistedproxy.pool.pool import Pool as RunningPool
+from twistedproxy.pool.twin import Known
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -8,9 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Address, HeaderEdits, Health, Model, Pool, Route, Server, Side, Site, Sticky, When
 from twistedproxy.errors import BadHead
-from twistedproxy.http.explain import Known, explain, question
+from twistedproxy.http.explain import explain, question
 from twistedproxy.http.sticky import server_token
 from twistedproxy.http.trials import offline_router
+from twistedproxy.pool.twin import Known
 
 WEB = Pool("web", (Server(Address("10.0.0.1:80"), weight=3), Server(Address("10.0.0.2:80")), Server(Address("db.example:80"))))
 MODEL = Model(

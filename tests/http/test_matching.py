@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import When
 from twistedproxy.http.head import Limits, parse_request
-from twistedproxy.http.matching import Glob, conditions, cookies, parameters
+from twistedproxy.http.matching import Glob, Imagined, conditions, cookies, parameters
 
 
 def head(line: str = "GET / HTTP/1.1", *fields: str) -> Any:
@@ -54,6 +54,24 @@ class MatchingTests(SynchronousTestCase):
         for when, request, why in TABLE:
             with self.subTest(when):
                 self.assertEqual(objection(when, request), why)
+
+    def test_a_client_s_certificate(self) -> None:
+        """Each part is matched as a whole; a name with its kind, so no e-mail address passes for a host; without one nothing matches."""
+        alice = Imagined("CN=alice,OU=staff", ("DNS:a.staff.example", "URI:spiffe://x/a,DNS:root.example"), "ab" * 32)
+        for part, values, why in (
+            ("subject", ("CN=bob,*", "CN=alice,*"), ""),
+            ("subject", ("CN=alice",), "client_cert subject is 'CN=alice,OU=staff', not 'CN=alice'"),
+            ("san", ("DNS:*.staff.example",), ""),
+            ("san", ("URI:spiffe://x/*",), ""),
+            ("san", ("DNS:root.example",), "client_cert san is "),  # a comma in a name makes no second name
+            ("san", ("email:*",), "client_cert san is "),
+            ("sha256", ("00" * 32, "ab" * 32), ""),
+        ):
+            (condition,) = conditions(When(client_cert=((part, values),)))
+            said = condition(head(), "10.1.2.3", alice)
+            self.assertEqual((bool(said), said.startswith(why)), (bool(why), True), (part, values, said))
+            for nobody in (None, Imagined()):
+                self.assertEqual(condition(head(), "10.1.2.3", nobody), "the client has shown no certificate")
 
     def test_a_client_without_address_is_in_no_network(self) -> None:
         """The peer of a unix socket matches no `client`."""

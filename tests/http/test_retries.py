@@ -8,10 +8,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Address, Timeouts
 from twistedproxy.config.model import Server as ServerSpec
-from twistedproxy.http.retries import IDEMPOTENT, NOTHING_SENT, REUSED, Retries
+from twistedproxy.http.retries import IDEMPOTENT, LONGEST_BACK_OFF_S, NOTHING_SENT, REUSED, Retries, wait_asked_for
 from twistedproxy.pool.server import Server
 
-ALL = frozenset({"connect", "reused", "timeout", "502", "503", "504"})
+ALL = frozenset({"connect", "reused", "timeout", "429", "502", "503", "504"})
 
 
 class FakePool:
@@ -82,6 +82,41 @@ class RuleTests(SynchronousTestCase):
     def test_no_tries_means_none_but_for_a_stale_connection(self) -> None:
         self.assertFalse(self.allows("connect", tries=0))
         self.assertTrue(self.allows(REUSED, tries=0))
+
+
+class WhenTests(SynchronousTestCase):
+    def test_back_off_doubles_up_to_250_ms_and_is_random(self) -> None:
+        """So that many requests that failed together do not come back together."""
+        retries = Retries(cast(Any, FakeDestination(tries=10)))
+        self.assertLess(retries.go_back(0.5), 0, "nothing was tried yet")
+        waits = []
+        for _ in range(6):
+            self.assertTrue(retries.allow("503", server(), b"GET", True))
+            waits.append(retries.go_back(0.5))
+            self.assertEqual(retries.tried, frozenset())
+            self.assertLess(retries.go_back(0.5), 0, "once for each attempt")
+        self.assertEqual(waits, [0.0125, 0.025, 0.05, 0.1, 0.125, 0.125])
+        retries.allow("503", server(), b"GET", True)
+        self.assertEqual(retries.go_back(0.0), 0.0)
+
+    def test_only_a_status_leads_back_to_the_same_server(self) -> None:
+        for reason in ("connect", "timeout", REUSED):
+            retries = Retries(cast(Any, FakeDestination()))
+            self.assertTrue(retries.allow(reason, server(), b"GET", True))
+            self.assertLess(retries.go_back(0.5), 0)
+
+    def test_a_repeated_request_is_tried_again_only_where_no_server_was_asked(self) -> None:
+        for reason in ALL:
+            retries = Retries(cast(Any, FakeDestination()), is_repeat=True)
+            self.assertEqual(retries.allow(reason, server(), b"GET", True), reason in (NOTHING_SENT, REUSED))
+
+    def test_both_forms_of_retry_after(self) -> None:
+        self.assertEqual(wait_asked_for(None, 0.0), 0.0)
+        self.assertEqual(wait_asked_for(b"120", 0.0), 120.0)
+        self.assertEqual(wait_asked_for(b"Thu, 01 Jan 1970 00:01:00 GMT", 10.0), 50.0)
+        self.assertEqual(wait_asked_for(b"Thu, 01 Jan 1970 00:01:00 GMT", 100.0), 0.0)
+        for odd in (b"", b"-1", b"1.5", b"soon", b"9" * 20, b"\xff"):
+            self.assertEqual(wait_asked_for(odd, 0.0), float("inf"), odd)
 
 
 class BudgetTests(SynchronousTestCase):
@@ -280,12 +315,64 @@ class WholeExchangeTests(Case):
             self.assertEqual((response.status, response.body), (503, b"busy") if count == 1 else (200, b"ok"))
             client.close()
 
-    def test_a_status_that_no_other_server_can_better_is_passed_on_as_it_is(self) -> None:
+    def test_where_there_is_no_other_server_the_same_one_is_asked_again_after_a_moment(self) -> None:
+        """Each time marked as a further attempt; when the tries are used up the client gets what the server said last."""
         f = self.fakes
-        client, server = self.bed.start(f.get(), pool={"retry": {"on": ("502", "504")}})
+        client, server = self.bed.start(f.get(), pool={"retry": {"on": ("502", "504"), "tries": 2}})
+        self.assertIsNone(server.request().get(b"X-Retry-Attempt"))
+        for attempt in (b"1", b"2"):
+            server.send(f.answer(b"late", status=b"504 Gateway Timeout"))
+            self.bed.travel(LONGEST_BACK_OFF_S + 0.1)
+            server = self.bed.origins[-1].accept()
+            self.assertEqual(server.request().get(b"X-Retry-Attempt"), attempt)
+        server.send(f.answer(b"last", status=b"504 Gateway Timeout"))
+        response = client.response()
+        self.assertEqual((response.status, response.body), (504, b"last"))
+        self.assertEqual(self.bed.leases, 0)
+
+    def test_retry_after_is_heeded(self) -> None:
+        """Not earlier than the server asks for, even of another server; what would take too long is the client's to wait for."""
+        f = self.fakes
+        for status in (b"503 Service Unavailable", b"429 Too Many Requests"):
+            a, b = self.bed.origin(), self.bed.origin()
+            self.bed.proxy(a, b, pool={"retry": {"on": ("503", "429")}})
+            client = self.bed.client(f.get())
+            first = self.first_of(a, b)
+            other = b if a.count else a
+            first.request()
+            first.send(f.answer(b"busy", b"Retry-After: 2", status=status))
+            self.bed.travel(1.8)
+            self.assertEqual(other.count, 0)
+            self.bed.travel(0.4)
+            self.serve(other.accept())
+            self.assertEqual(client.response().status, 200)
+            client.close()
+        for asked in (b"6", b"Fri, 31 Dec 2199 23:59:59 GMT", b"soon"):
+            client, server = self.bed.start(f.get(), pool={"retry": {"on": ("503",)}})
+            server.request()
+            server.send(f.answer(b"busy", b"Retry-After: " + asked, status=b"503 Service Unavailable"))
+            response = client.response()
+            self.assertEqual((response.body, response.get(b"Retry-After")), (b"busy", asked))
+            client.close()
+
+    def test_a_client_that_leaves_while_retry_after_is_waited_for_is_forgotten(self) -> None:
+        f = self.fakes
+        client, server = self.bed.start(f.get(), pool={"retry": {"on": ("503",)}})
         server.request()
-        server.send(f.answer(b"late", status=b"504 Gateway Timeout"))
-        self.assertEqual(client.response().status, 504)
+        server.send(f.answer(b"busy", b"Retry-After: 3", status=b"503 Service Unavailable"))
+        server.breaks()
+        client.close()
+        self.bed.until(lambda: self.bed.log.lines, "the line of the request")
+        self.bed.travel(4)
+        self.assertEqual((self.bed.origins[-1].count, self.bed.leases), (1, 0))
+
+    def test_somebody_elses_further_attempt_is_not_multiplied(self) -> None:
+        """Proxies in a row: only the first asks again for a status."""
+        f = self.fakes
+        client, server = self.bed.start(f.get(b"/", b"X-Retry-Attempt: 1"), pool={"retry": {"on": ("503",)}})
+        self.assertEqual(server.request().get(b"X-Retry-Attempt"), b"1")
+        server.send(f.answer(b"busy", status=b"503 Service Unavailable"))
+        self.assertEqual(client.response().body, b"busy")
 
     def test_a_POST_is_not_tried_again_for_its_status(self) -> None:
         f = self.fakes

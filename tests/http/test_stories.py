@@ -7,8 +7,8 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.errors import BadHead, ConnectFailed
-from twistedproxy.http.stories import KEPT, SLOW_S, Stories
+from twistedproxy.errors import BadHead, ClientGone, ConnectFailed, QueueFull
+from twistedproxy.http.stories import KEPT, MANY_PER_S, SLOW_S, Stories
 
 
 def exchange(**facts: Any) -> Any:
@@ -46,6 +46,16 @@ class StoryTests(SynchronousTestCase):
         stories.keep(exchange(head_at=0.1, request_id=b"long"), "a:1", 900.0)
         stories.keep(exchange(head_at=SLOW_S + 1, status=101, request_id=b"ws"), "a:1", 900.0)
         self.assertEqual([story["id"] for story in stories.latest()], ["slow"])
+
+    def test_P1_a_flood_of_refusals_does_not_drive_out_everything_else(self) -> None:
+        """Some of each second are remembered, the rest costs nothing."""
+        stories = Stories()
+        stories.keep(exchange(error=ConnectFailed("refused"), status=502, request_id=b"rare"), "a:1", 0.5)
+        for second, error in enumerate((QueueFull("x"), ClientGone("x"))):
+            front = SimpleNamespace(seconds=lambda now=5.0 + second: now)
+            for _ in range(KEPT):
+                stories.keep(exchange(error=error, status=503, request_id=b"%d" % second, front=front), "", 0.0)
+        self.assertEqual([len(stories.find(name)) for name in ("rare", "0", "1")], [1, MANY_PER_S, MANY_PER_S])
 
     def test_memory_is_bounded(self) -> None:
         """The oldest make room."""

@@ -126,6 +126,38 @@ class GoneTests(SynchronousTestCase):
         response = client.response()
         self.assertEqual((response.status, response.get(b"Connection")), (413, b"close"))
 
+    def leaves_unread(self, client: Any) -> None:
+        """The client sends more than anybody takes for now, and goes."""
+        client.send(b"POST / HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n5f5e100\r\n")
+        for _ in range(1000):
+            if any(c._is_paused for c in self.bed.front._connections):
+                break
+            client.send_what_fits(bytes(16384))
+            self.bed.loop.turns(2)
+        else:
+            self.fail("the test needs a client that is not read from")
+        client.send_what_fits(bytes(1000))
+        client.fin()
+
+    def test_F5_a_client_that_closes_while_its_server_is_slow_is_noticed_at_once(self) -> None:
+        """Its FIN lies behind bytes that nobody reads for now; without a look at it the server would work on for nobody."""
+        origin = self.bed.proxy(self.bed.origin(receive_buffer=4096))
+        client = self.bed.client()
+        self.leaves_unread(client)
+        server = origin.accept()
+        self.bed.until(lambda: not self.bed.leases, "the lease to be released")
+        server.breaks()
+        self.assertEqual((self.bed.logged().cause.value, self.bed.pool.servers[0].failures), ("client", 0))
+
+    def test_F5_a_client_that_closes_while_it_waits_in_the_queue_leaves_it_at_once(self) -> None:
+        first, server = self.bed.start(self.fakes.get(), pool={"max_connections": 1})
+        server.request()
+        self.leaves_unread(self.bed.client())
+        self.bed.until(lambda: self.bed.log.lines, "the end of the request")
+        self.assertEqual((self.bed.pool.waiting, self.bed.leases, self.bed.logged().cause.value), (0, 1, "client"))
+        server.send(self.fakes.answer(b"ok"))
+        self.assertEqual(first.response().body, b"ok")
+
     def test_F5_a_client_that_resets_while_its_server_is_slow_lets_go_of_the_server_at_once(self) -> None:
         origin = self.bed.proxy(self.bed.origin(receive_buffer=4096))
         client = self.bed.client(b"POST / HTTP/1.1\r\nHost: e\r\nTransfer-Encoding: chunked\r\n\r\n")

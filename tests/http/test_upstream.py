@@ -7,7 +7,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Keepalive, Timeouts
-from twistedproxy.http.upstream import MAX_INTERIM
+from twistedproxy.http.upstream import BRIEF_S, MAX_INTERIM
 
 
 class Case(SynchronousTestCase):
@@ -125,7 +125,8 @@ class ReuseTests(Case):
         self.assertEqual(self.bed.idle, 0)
         server.ends()
 
-    def test_more_idle_connections_than_configured_are_closed(self) -> None:
+    def test_P1_more_idle_connections_than_configured_are_kept_for_a_moment_only(self) -> None:
+        """Load above `size` at a time must not cost a connection per request; when it is over, `size` are left."""
         f = self.fakes
         origin = self.bed.proxy(pool={"keepalive": Keepalive(size=1)})
         clients = [self.bed.client(f.get()) for _ in range(3)]
@@ -135,7 +136,14 @@ class ReuseTests(Case):
             server.send(f.answer(b"ok"))
         for client in clients:
             self.assertEqual(client.response().body, b"ok")
+        self.assertEqual(self.bed.idle, 3)
+        self.bed.travel(BRIEF_S + 0.2)
         self.assertEqual(self.bed.idle, 1)
+
+    def test_size_0_keeps_none(self) -> None:
+        _, server, _ = self.once(self.fakes.answer(b"ok"), pool={"keepalive": Keepalive(size=0)})
+        self.assertEqual(self.bed.idle, 0)
+        server.ends()
 
     def test_the_connection_used_last_is_used_first(self) -> None:
         f = self.fakes

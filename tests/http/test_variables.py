@@ -37,10 +37,10 @@ class VariableTests(SynchronousTestCase):
 
     def test_what_tls_tells(self) -> None:
         """Version, name and certificate of the client's connection; nothing at all without TLS."""
-        facts = ClientTls("TLSv1.3", "a.example", ("", "1.2"), subject="CN=me", sha256="00ff")
-        text = Template("${tls_version} ${tls_sni} ${client_cert_subject} ${client_cert_sha256}")
-        self.assertEqual(text.render(subject(tls=lambda what: tls_fact(facts, what))), b"TLSv1.3 a.example CN=me 00ff")
-        self.assertEqual(text.render(subject(tls=lambda what: tls_fact(None, what))), b"   ")
+        facts = ClientTls("TLSv1.3", "a.example", ("", "1.2"), subject="CN=me", names=("DNS:a", "URI:x,y"), sha256="00ff")
+        text = Template("${tls_version} ${tls_sni} ${client_cert_subject} ${client_cert_san} ${client_cert_sha256}")
+        self.assertEqual(text.render(subject(tls=lambda what: tls_fact(facts, what))), b"TLSv1.3 a.example CN=me DNS:a,URI:x%2Cy 00ff")
+        self.assertEqual(text.render(subject(tls=lambda what: tls_fact(None, what))), b"    ")
 
     def test_SM_19_no_value_adds_a_line(self) -> None:
         """SM-19: line breaks in a certificate's subject are taken out."""

@@ -32,7 +32,7 @@ class SharingTests(SynchronousTestCase):
         """The length of a queue is never mistaken for leases or retries."""
         scoreboard = make(self)
         board = scoreboard.board(scoreboard.take_slot())
-        tables = (board.leases, board.queued, board.retries)
+        tables = (board.leases, board.queued, board.retries, board.fills)
         for number, table in enumerate(tables):
             for row in range(scoreboard.rows):
                 table.set(row, 100 * number + row)
@@ -122,9 +122,9 @@ class AttachTests(SynchronousTestCase):
         magic = int.from_bytes(b"twprxysb", "little")
         self.assertIn("0 bytes", self.refused(0, {}))
         self.assertIn("magic", self.refused(HEADER_BYTES, {}))
-        self.assertIn("version 2", self.refused(HEADER_BYTES, {0: magic, 1: 2}))
-        self.assertIn("size", self.refused(HEADER_BYTES, {0: magic, 1: 1, 2: 16, 3: 4}))
-        self.assertIn("size", self.refused(HEADER_BYTES, {0: magic, 1: 1, 2: -1, 3: 4}))
+        self.assertIn("version 1", self.refused(HEADER_BYTES, {0: magic, 1: 1}))
+        self.assertIn("size", self.refused(HEADER_BYTES, {0: magic, 1: 2, 2: 16, 3: 4}))
+        self.assertIn("size", self.refused(HEADER_BYTES, {0: magic, 1: 2, 2: -1, 3: 4}))
 
     def test_memory_cannot_be_shortened(self) -> None:
         """Nobody who holds the descriptor can crash the workers by truncating it."""
@@ -179,3 +179,23 @@ class RowTests(SynchronousTestCase):
         old.free("b")
         new = RowAllocator(scoreboard, old.taken())
         self.assertEqual([new.allocate(n) for n in ("c", "d", "e")], [2, 1, 3])
+
+
+class FillTests(SynchronousTestCase):
+    """Claims of cache fills: who has which mark, without a lock."""
+
+    def test_who_has_a_mark(self) -> None:
+        """A worker sees another's mark and never its own; a worker that died leaves none behind."""
+        scoreboard = make(self)
+        slots = [scoreboard.take_slot() for _ in range(3)]
+        one, two, three = (scoreboard.board(slot).fills for slot in slots)
+        one.use_all()
+        last = scoreboard.rows - 1
+        one.set(last, 1 << 62)
+        self.assertEqual((one.who(last, 1 << 62), two.who(last, 1 << 62), three.who(last, 1 << 62)), (-1, slots[0], slots[0]))
+        self.assertEqual((two.who(last, 7), two.who(0, 1 << 62)), (-1, -1))
+        two.set(last, 1 << 62)
+        self.assertEqual((one.who(last, 1 << 62), three.who(last, 1 << 62)), (slots[1], slots[0]))
+        scoreboard.free_slot(slots[0])
+        self.assertEqual((two.who(last, 1 << 62), three.who(last, 1 << 62)), (-1, slots[1]))
+        self.assertTrue(scoreboard.is_row_clear(last), "a claim is not a count of a server")

@@ -75,8 +75,8 @@ class Handshakes(TestCase):
         self.loop.turns()
         self.assertEqual((self.failed, self.done), ([], []))
 
-    def test_half_a_hello_costs_no_cpu(self):
-        """TL-02: while the rest is awaited, epoll is silent."""
+    def test_TL_02_half_a_hello_costs_no_cpu(self):
+        """While the rest is awaited, epoll is silent."""
         client = self.connect()
         handshake = self.serve()
         looks = []
@@ -170,14 +170,14 @@ class Handshakes(TestCase):
         self.done[0].loseConnection()
         self.loop.turns()
 
-    def test_a_server_with_another_name_is_not(self):
+    def test_TL_03_a_server_with_another_name_is_not(self):
         """Nothing of the request is sent, and the error says which name was found."""
         self.ask(self.tls_server, name="other.example")
         self.assertIsInstance(self.failed[0], ServerTlsFailed)
         self.assertIn("for a.example, 127.0.0.1, not for other.example", str(self.failed[0]))
 
-    def test_a_server_without_tls_fails_at_once(self):
-        """TL-04: plain bytes where a handshake should be are an error, never data."""
+    def test_TL_04_a_server_without_tls_fails_at_once(self):
+        """Plain bytes where a handshake should be are an error, never data."""
         self.ask(lambda raw: (raw.sendall(b"HTTP/1.1 200 OK\r\n\r\n"), raw.recv(1000)))
         self.assertIn("TLS handshake", str(self.failed[0]))
         self.assertTrue(self.failed[0].retryable)

@@ -28,10 +28,10 @@ class Connecting(TestCase):
         self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
         self.done, self.failed = [], []
 
-    def connect(self, has_files=True, preamble=b""):
+    def connect(self, has_files=True, preamble=b"", ask=None):
         vault = {("ca", ""): Pair(self.authority.ca.read_bytes(), b"")}
         use = ServerTlsUse(ServerTls(ca="ca"), vault) if has_files else None
-        begin = TlsConnector("web", use, self.loop.reactor.seconds).to(self.address, preamble, 2.0)
+        begin = TlsConnector("web", use, self.loop.reactor.seconds, ask).to(self.address, preamble, 2.0)
         return begin(self.loop.reactor, self.loop.wheel, endpoint(self.address), 3.0, self.done.append, self.failed.append)
 
     def test_the_proxy_header_goes_before_the_handshake(self):
@@ -91,3 +91,37 @@ class Connecting(TestCase):
         self.connect()
         self.loop.until(lambda: self.failed)
         self.assertIs(type(self.failed[0]), ConnectFailed)
+
+    def test_a_server_that_begins_in_the_clear_is_asked_first(self):
+        """Behind the PROXY header; cancelled in the middle, it closes; unwilling, it fails with the server's name."""
+        steps = []
+
+        class Asked:
+            is_over = False
+
+            def __init__(self, transport, wheel, limit_s, on_willing, on_failed):
+                steps.append(self)
+                self.transport, self.on_willing, self.on_failed = transport, on_willing, on_failed
+                transport.write(b"tls?")
+
+            def cancel(self):
+                self.transport.abortConnection()
+
+        for end in ("willing", "unwilling", "cancel"):
+            attempt = self.connect(preamble=b"PROXY...", ask=Asked)
+            self.loop.until(lambda: steps)
+            asked = steps.pop()
+            server = self.loop.keep(self.listening.accept()[0])
+            self.assertEqual(self.loop.read_all(server, 12), b"PROXY...tls?")
+            if end == "willing":
+                asked.on_willing(asked.transport)
+                self.assertEqual(self.loop.read_all(server, 1)[:1], b"\x16")
+                attempt.cancel()
+            elif end == "unwilling":
+                asked.cancel()
+                asked.on_failed(ConnectFailed("the server says N"))
+                self.assertEqual(str(self.failed.pop().detail), f"{self.address}: the server says N")
+            else:
+                attempt.cancel()
+            self.loop.turns()
+            self.assertEqual((self.done, self.failed, attempt.is_over), ([], [], True))

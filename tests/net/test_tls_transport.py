@@ -5,15 +5,19 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
+import time
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from OpenSSL import SSL
 from twisted.trial.unittest import TestCase
 
 from twistedproxy.errors import BadHello, TlsFailed
@@ -125,7 +129,7 @@ class TlsTransports(TestCase):
             self.assertTrue(self.peer.result, self.peer.error)
             transport.abortConnection()
 
-    def test_closing_says_goodbye_and_truncation_is_an_error(self):
+    def test_TL_07_closing_says_goodbye_and_truncation_is_an_error(self):
         """A client sees an orderly end when we close; when the client cuts the connection without one, that is no EOF."""
         transport = self.serve(lambda tls: (tls.recv(10), tls.recv(10)))
         transport.write(b"bye")
@@ -154,8 +158,8 @@ class TlsTransports(TestCase):
         self.loop.until(lambda: self.peer.is_over)
         self.assertTrue(self.peer.result, self.peer.error)
 
-    def test_a_client_that_reads_nothing_holds_neither_close_nor_descriptor(self):
-        """Close with megabytes waiting and a client that takes none of it: over within the 5 s of closing (faults F2, TL-07)."""
+    def test_TL_07_a_client_that_reads_nothing_holds_neither_close_nor_descriptor(self):
+        """Close with megabytes waiting and a client that takes none of it: over within the 5 s of closing (faults F2)."""
         gate = threading.Event()
         self.addCleanup(gate.set)
         transport = self.serve(lambda tls: gate.wait(20))
@@ -186,8 +190,8 @@ class TlsTransports(TestCase):
         self.assertIsInstance(self.failed, BadHello)
         self.assertEqual(self.failed.seen[:5], b"GET /")
 
-    def test_the_deadline_is_absolute(self):
-        """TL-02: a client that sends its hello byte by byte is cut at the limit."""
+    def test_TL_02_the_deadline_is_absolute(self):
+        """A client that sends its hello byte by byte is cut at the limit."""
         with socket.create_connection(self.address) as client:
             self.accept(timeout_s=10.0)
             for byte in b"\x16\x03\x01\x02\x00\x01":
@@ -220,6 +224,78 @@ class TlsTransports(TestCase):
         self.transport.write(b"x")
         thread.join(5)
 
-    def test_renegotiation_is_refused(self):
-        """TL-01: TLS 1.2 clients may ask for a new handshake; nothing comes of it."""
-        self.assertTrue(self.context.set_options(0) & 0x40000000)  # OP_NO_RENEGOTIATION
+    def test_TL_01_renegotiation_is_refused(self):
+        """A TLS 1.2 client may ask for a new handshake as often as it likes; nothing comes of it."""
+
+        def run():
+            with socket.create_connection(self.address, timeout=5) as raw:
+                raw.settimeout(None)
+                context = SSL.Context(SSL.TLS_METHOD)
+                context.set_max_proto_version(SSL.TLS1_2_VERSION)
+                tls = SSL.Connection(context, raw)
+                tls.set_connect_state()
+                tls.do_handshake()
+                keys = tls.master_key()
+                for _ in range(20):
+                    try:
+                        tls.renegotiate()
+                        tls.do_handshake()
+                    except SSL.Error as e:
+                        refusals.append(e)
+                done.append(tls.master_key() == keys)
+
+        refusals, done = [], []
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        self.accept()
+        self.loop.until(lambda: done)
+        thread.join(5)
+        self.assertEqual(len(refusals), 20)
+        self.loop.until(lambda: "lost" in self.recorder.events)
+        self.assertEqual((done, bytes(self.recorder.received)), ([True], b""))
+
+    def test_TL_01_a_flood_of_key_updates_costs_little_and_stops_nothing(self):
+        """TLS 1.3: openssl s_client asks us for new keys 300 times; the bytes that follow still arrive and are answered."""
+        program = shutil.which("openssl")
+        if program is None:
+            self.skipTest("openssl is not installed")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # s_client takes one command from each read
+        for end in (ours, theirs):
+            self.addCleanup(end.close)
+        host, port = self.address
+        client = subprocess.Popen(
+            [program, "s_client", "-connect", f"{host}:{port}", "-tls1_3", "-servername", "a.example"],
+            stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.addCleanup(client.wait)
+        self.addCleanup(client.kill)
+        self.accept()
+        self.loop.until(lambda: self.transport or self.failed)
+        began = time.process_time()
+
+        def flood():
+            for _ in range(300):
+                ours.send(b"K\n")
+            ours.send(b"hello\n")
+
+        threading.Thread(target=flood, daemon=True).start()
+        self.loop.until(lambda: b"hello" in self.recorder.received)
+        self.assertLess(time.process_time() - began, 2.0)
+        self.assertFalse(self.transport.is_closed)
+        self.transport.abortConnection()
+
+    def test_TL_07_nobody_waits_for_the_peers_goodbye(self):
+        """50 clients that never answer our close_notify: their connections are closed at once, none of their descriptors is left."""
+        before = len(os.listdir("/proc/self/fd"))
+        sides = []
+        for _ in range(50):
+            gate = threading.Event()
+            transport = self.serve(lambda tls, gate=gate: gate.wait(20))
+            sides.append((transport, gate))
+            self.transport = None
+        for transport, _ in sides:
+            transport.loseConnection()
+        self.loop.until(lambda: all(transport.is_closed for transport, _ in sides))
+        self.assertLessEqual(len(os.listdir("/proc/self/fd")), before + 50)  # what is left are the clients' own
+        for _, gate in sides:
+            gate.set()

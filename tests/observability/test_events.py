@@ -9,7 +9,7 @@ from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.observability.events import EventLines, publish_line
+from twistedproxy.observability.events import EventLines, publish_line, text_line
 
 
 def events_of(format: str, level: Any = LogLevel.info) -> tuple[list[str], Logger]:
@@ -30,6 +30,22 @@ class LinesTests(SynchronousTestCase):
         lines, log = events_of("text")
         log.warn("server {name} is down", name="a:1")
         self.assertRegex(lines[0], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z warn     room: server a:1 is down\n$")
+
+    def test_sources_are_an_operator_s_words(self) -> None:
+        """Not the names of our modules and classes, nor Twisted's."""
+        for namespace, source in (
+            ("twistedproxy.supervisor.service.Supervisor", "supervisor"),
+            ("twistedproxy.supervisor.observed.Observed", "health"),
+            ("twistedproxy.supervisor.operations.Operations", "changes"),
+            ("twistedproxy.supervisor.journal.Journal", "journal"),
+            ("twistedproxy.observability.access_log", "access_log"),
+            ("twisted.internet.base", "twisted"),
+            ("twisted.scripts._twistd_unix.UnixAppLogger", "twistd"),
+            ("log_legacy", "twisted"),
+            ("worker", "worker"),
+        ):
+            self.assertIn(f" info     {source}: ", text_line({"log_namespace": namespace, "log_format": "x", "log_level": LogLevel.info}))
+        self.assertIn(" worker 3 cache: ", text_line({"log_source_name": "worker 3 cache", "log_format": "x"}))
 
     def test_json(self) -> None:
         """A machine reads one object a line."""

@@ -232,6 +232,35 @@ class MembershipTests(SynchronousTestCase):
         lease.release(Outcome.OK)
         self.assertEqual([row[:2] for row in rig.pool.statistics()], [(B, 0)])
 
+    def test_reloads_keep_everybodys_turn(self) -> None:
+        """Reloads every seven requests, with the same pool or with another weight of a neighbour, leave 3:1 as it is."""
+        for name in ("round_robin", "least_conn"):
+            for neighbour in ((1, 1), (1, 2)):
+                with self.subTest(balance=name, neighbour=neighbour):
+                    spread: Counter[str] = Counter()
+                    specs = [
+                        spec_of(server_spec(A, weight=3), server_spec(B), server_spec(C, weight=weight), balance=name)
+                        for weight in neighbour
+                    ]
+                    rig = Rig(specs[0])
+                    for number in range(600):
+                        if number % 7 == 0:
+                            rig.pool.update(specs[number % 2])
+                        lease = rig.lease()
+                        spread[lease.server.address] += 1
+                        lease.release(Outcome.OK)
+                    self.assertLess(abs(spread[A] - 3 * spread[B]), 12, spread)
+
+    def test_a_reload_forgets_no_open_request(self) -> None:
+        """least_conn goes on from what is open, also when a neighbour's weight changed."""
+        rig = Rig(spec_of(*(server_spec(each, weight=10) for each in (A, B, C)), balance="least_conn"))
+        held = [rig.lease() for _ in range(6)]
+        for lease in held:
+            if lease.server.address == B:
+                lease.release(Outcome.OK)
+        rig.pool.update(spec_of(*(server_spec(each, weight=weight) for each, weight in ((A, 10), (B, 10), (C, 11))), balance="least_conn"))
+        self.assertEqual([rig.lease().server.address for _ in range(3)], [B, B, C])
+
     def test_back_again_with_open_leases(self) -> None:
         """Removing and adding a server does not let it exceed its limit."""
         rig = Rig(spec_of(server_spec(A, max_connections=1)))

@@ -79,5 +79,27 @@ class LineTests(SynchronousTestCase):
         first.cancel()
         self.assertFalse(two.is_full())
 
+    def test_P1_a_line_that_moves_fast_may_be_longer(self) -> None:
+        """While servers give a place within 100 ms to everybody in line, nobody is refused, up to ten times `size`."""
+        line = self.line(size=2)
+        served = 0
+        self.assertFalse(line.moves_fast(lambda: served), "nothing is known yet")
+        for given, most in ((9, 5), (1000, 20), (0, 0)):
+            self.now += 0.2
+            served += given
+            joined = []
+            while line.moves_fast(lambda total=served: total) and len(joined) < 100:
+                joined.append(line.join(0, frozenset(), self.told.append))
+            self.assertEqual(len(joined), most)
+            for queued in joined:
+                queued.cancel()
+        self.now += 60.0
+        served += 60_000
+        self.assertFalse(line.moves_fast(lambda: served), "how fast it was a minute ago says nothing")
+
     def test_no_queue(self) -> None:
-        self.assertTrue(self.line(size=0).is_full())
+        line = self.line(size=0)
+        self.assertTrue(line.is_full())
+        line.moves_fast(lambda: 0)
+        self.now += 0.1
+        self.assertFalse(line.moves_fast(lambda: 10**6))

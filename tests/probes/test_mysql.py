@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.probes.dialogue import Finding
-from twistedproxy.probes.mysql import USER, MysqlCheck, packet
+from twistedproxy.probes.mysql import MysqlCheck
+from twistedproxy.stream.mysql import USER, packet
 
 GREETING = packet(
     0, b"\x0a5.5.5-10.11\0" + b"\1\0\0\0" + b"saltsalt\0" + b"\xff\xf7" + b"\x08" + b"\2\0" + b"\xff\x81" + b"\x15" + b"\0" * 10

@@ -16,10 +16,16 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twistedproxy.config.model import KeyPair, ServerTls, endpoint
 from twistedproxy.config.pem import BadPem
 from twistedproxy.probes.dialogue import Finding, ask
-from twistedproxy.probes.over_tls import OverTls, PoolTls
+from twistedproxy.probes.mysql import MysqlCheck
+from twistedproxy.probes.over_tls import AskMysql, AskPostgres, OverTls, PoolTls, Unwilling
 from twistedproxy.probes.redis import RedisCheck
 from twistedproxy.probes.tcp import TcpCheck
+from twistedproxy.stream.mysql import NOBODY, packet, request_of
+from twistedproxy.stream.postgres import SSL_REQUEST
 from twistedproxy.tls.contexts import Pair, server_context
+
+GREETING = b"\x0a8.0\0" + b"\x01\0\0\0" + b"12345678\0" + bytes((0xFE, 0xF7, 45, 2, 0, 0xFF, 0xDF, 21)) + bytes(10) + b"123456789012\0p\0"
+OFFER = GREETING[:19] + b"\xff" + GREETING[20:]
 
 
 class OverTlsTests(SynchronousTestCase):
@@ -45,6 +51,31 @@ class OverTlsTests(SynchronousTestCase):
         self.assertEqual(outer.broken(SSL.Error()), Finding(False, "its certificate (CN=x) has expired"))
         plain = OverTls(RedisCheck(), use, "127.0.0.1:1")
         self.assertIn("TLS", plain.broken(SSL.Error([("x", "", "wrong version number")])).reason)
+
+    def test_databases_are_asked_for_tls_in_their_own_way(self):
+        """MySQL's greeting is kept for the check inside TLS, whose answer then has the number that is due; what says no is down."""
+        pg = AskPostgres()
+        self.assertEqual((pg.first, pg.heard(b"S")), (SSL_REQUEST, b""))
+        for said, word in ((b"N", "answered N"), (b"Sx", "oddly")):
+            with self.assertRaisesRegex(Unwilling, word):
+                pg.heard(said)
+        use = PoolTls(ServerTls(verify=False, starttls="mysql")).use()
+        outer = OverTls(MysqlCheck(), use, "127.0.0.1:1")
+        asked = outer._ask
+        self.assertIsNone(asked.heard(packet(0, OFFER)[:20]))
+        self.assertEqual(asked.heard(packet(0, OFFER)), packet(1, request_of(NOBODY)))
+        outer.clientConnectionForTLS(None)
+        self.assertIsNone(outer.begin())
+        self.assertEqual(bytes(outer.outgoing), packet(2, NOBODY))
+        for said, word in (
+            (packet(0, OFFER) + b"x", "spoke on"),
+            (packet(0, b"\xff\x10\x04no"), "refuses: no"),
+            (packet(0, GREETING), "no TLS"),
+        ):
+            with self.assertRaisesRegex(Unwilling, word):
+                AskMysql().heard(said)
+        outer.unwilling = "speaks no TLS"
+        self.assertEqual((outer.ended().reason, outer.broken(OSError()).reason), ("speaks no TLS", "speaks no TLS"))
 
     def test_files_are_read_anew_when_they_change(self):
         made = self.authority.make("c", ("client.example",))

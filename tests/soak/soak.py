@@ -30,6 +30,7 @@ for _folder in (HERE.parent / "system", HERE.parent / "scenarios"):
 import bed  # noqa: E402 - from tests/system
 
 CLIENTS = 24
+WORKERS = 2
 CONFIG = """
 [timeouts]
 connect = "1s"
@@ -110,7 +111,7 @@ class Soak:
         self.tcp_port = bed.free_port()
         servers = json.dumps([origin.address for origin in self.origins])
         config = CONFIG.replace("SERVERS", servers).replace("TCPPORT", str(self.tcp_port))
-        self.proxy = bed.Proxy(config, workers=2)
+        self.proxy = bed.Proxy(config, workers=WORKERS)
         self.serial = 0
         self.until = 0.0
 
@@ -121,6 +122,7 @@ class Soak:
     async def run(self) -> Report:
         proxy = self.proxy
         await asyncio.to_thread(proxy.wait_healthy, "web")
+        await asyncio.to_thread(bed.wait_until, lambda: len(proxy.workers()) == WORKERS, "all workers to serve")
         workers = proxy.workers()
         await self._traffic(min(3.0, self.seconds / 4), with_chaos=False)  # what an allocator and caches keep belongs to the baseline
         await asyncio.to_thread(self._settle)

@@ -11,9 +11,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.changes import ChallengeSet
-from twistedproxy.config.model import Model, Site, SiteTls
+from twistedproxy.config.model import Acme, Certificates, Model, Site, SiteTls
 from twistedproxy.supervisor.acme import SOON_S, AutomaticCertificates
-from twistedproxy.supervisor.acme_client import Issued, NotIssued
+from twistedproxy.supervisor.acme_client import Issued, NotIssued, Suggestion
 
 DAY_S = 86400.0
 
@@ -27,33 +27,45 @@ class Automatic(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.clock.callFromThread = lambda call, *a: self.calls.append((call, a))
-        self.calls, self.read, self.challenges, self.orders = [], [], [], []
+        self.calls, self.read, self.challenges, self.orders, self.asked = [], [], [], [], []
         self.answer = None
+        self.advice = None
         self.skipped_s = 0.0
+        self.draw = 0.5
 
     def wall(self):
         return time.time() + self.skipped_s
 
     def order(self, settings, account_file, hosts, publish):
         self.orders.append(hosts)
-        publish("token", "answer")
-        publish("token", "")
+        self.ordered_from = (settings, account_file)
+        publish(ChallengeSet("token", "answer"))
+        publish(ChallengeSet("token", ""))
         if isinstance(self.answer, Exception):
             raise self.answer
-        made = self.authority.make(f"issued{len(self.orders)}", tuple(hosts))
-        return Issued(made.chain_pem, made.key_pem, self.answer)
+        today = self.skipped_s / DAY_S
+        made = self.authority.make(f"issued{len(self.orders)}", tuple(hosts), begins=today, ends=today + 60)
+        return Issued(made.chain_pem, made.key_pem)
+
+    def ask(self, settings, chain):
+        self.asked.append(chain)
+        if isinstance(self.advice, Exception):
+            raise self.advice
+        return Suggestion(self.advice, self.wall() + 6 * 3600)
 
     def start(self, *hosts):
         automatic = AutomaticCertificates(
-            self.clock, self.read.append, self.challenges.append, wall=self.wall, order=self.order, draw=lambda: 0.5
-        )
+            self.clock, self.read.append, self.challenges.append,
+            wall=self.wall, order=self.order, draw=lambda: self.draw, ask=self.ask,
+        )  # fmt: skip
         automatic.update(self.model(*hosts))
         self.addCleanup(automatic.stop)
         return automatic
 
-    def model(self, *hosts):
-        site = Site(hosts[0], hosts, tls=SiteTls("auto"))
-        return Model(state_dir=str(self.state), sites={site.name: site})
+    def model(self, *hosts, directory=""):
+        site = Site(hosts[0], hosts, tls=SiteTls("auto", directory=directory))
+        certificates = Certificates(directories={"staging": Acme("https://staging.example/dir", challenge="tls-alpn-01")})
+        return Model(state_dir=str(self.state), sites={site.name: site}, certificates=certificates)
 
     def run_order(self, seconds=SOON_S):
         """Let the time for an order come, and its thread end."""
@@ -82,22 +94,93 @@ class Automatic(SynchronousTestCase):
         self.assertEqual(len(self.orders), 1)
 
     def test_it_is_renewed_at_two_thirds_of_its_life(self):
+        """A little earlier by chance, never later: many certificates made at once are not renewed at once."""
+        for self.draw, last_day_without, first_day_with in ((0.0, 39.9, 40.1), (0.999, 37.9, 38.1)):  # of 60 days
+            self.skipped_s = 0.0
+            self.orders.clear()
+            host = f"a{first_day_with}.example"
+            self.start(host)
+            self.run_order()
+            for days, orders in ((last_day_without, 1), (first_day_with, 2)):
+                self.skipped_s = days * DAY_S
+                self.run_order(3600)
+                self.run_order(3600)
+                self.assertEqual(self.orders.count((host,)), orders, (self.draw, days))
+
+    def test_or_when_the_authority_suggests_it(self):
+        """ARI: asked at once, then as often as it says, also after a restart; its advice may come at any time."""
+        automatic = self.start("a.example")
+        self.run_order()
+        self.run_order()
+        self.assertEqual(self.asked, [automatic._sites["a.example"].chain])
+        automatic.stop()
         self.start("a.example")
         self.run_order()
-        self.skipped_s = 37 * DAY_S  # of 61 days, counted from a day ago
+        self.assertEqual(len(self.asked), 2)
+        self.skipped_s = 5 * DAY_S
+        self.advice = self.wall() + 3 * DAY_S
         self.run_order(3600)
-        self.assertEqual(len(self.orders), 1)
-        self.skipped_s = 41 * DAY_S
+        self.assertEqual((len(self.asked), len(self.orders)), (3, 1))
+        self.skipped_s += 3.1 * DAY_S
         self.run_order(3600)
         self.assertEqual(len(self.orders), 2)
 
-    def test_or_when_the_authority_suggests_it(self):
-        self.answer = time.time() + 5 * DAY_S
-        self.start("a.example")
+    def test_advice_that_is_always_now_does_not_make_it_order_without_end(self):
+        """And an authority that cannot be asked, or is wrong, puts off nothing."""
+        automatic = self.start("a.example")
+        self.advice = 1.0
         self.run_order()
-        self.skipped_s = 6 * DAY_S
-        self.run_order(3600)
+        for _ in range(11):
+            self.skipped_s += 3600
+            self.run_order(3600)
+            self.run_order(3600)
         self.assertEqual(len(self.orders), 2)
+        self.advice = ValueError("no")
+        self.skipped_s += 41 * DAY_S
+        self.run_order(3600)
+        self.run_order(3600)
+        self.assertEqual(len(self.orders), 3)
+        self.assertFalse(automatic.views[0].is_placeholder)
+
+    def test_another_authority_is_asked_for_a_new_one_by_an_account_of_its_own(self):
+        """The old certificate serves until then; the new one is known for whose it is after a restart."""
+        automatic = self.start("a.example")
+        self.run_order()
+        first = self.ordered_from
+        automatic.update(self.model("a.example", directory="staging"))
+        self.assertFalse(automatic.views[0].is_placeholder)
+        self.run_order()
+        settings, account_file = self.ordered_from
+        self.assertEqual((settings.directory, settings.challenge), ("https://staging.example/dir", "tls-alpn-01"))
+        self.assertNotEqual(account_file, first[1])
+        automatic.stop()
+        again = self.start("a.example")
+        self.run_order()
+        self.assertEqual(len(self.orders), 3)
+        again.update(self.model("a.example"))
+        self.run_order()
+        self.assertEqual(len(self.orders), 3)
+
+    def test_one_order_at_a_time_for_each_name(self):
+        """Whatever is reloaded meanwhile, and however many workers there are: they never order."""
+        automatic = self.start("a.example")
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        order = self.order
+
+        def slow(*arguments):
+            gate.wait(10)
+            return order(*arguments)
+
+        automatic._order = slow
+        self.clock.advance(SOON_S)
+        for _ in range(5):
+            automatic.update(self.model("a.example"))
+            self.clock.advance(3600)
+        self.assertEqual(len([thread for thread in threading.enumerate() if thread.name == "acme"]), 1)
+        gate.set()
+        self.run_order()
+        self.assertEqual(self.orders, [("a.example",)])
 
     def test_failures_are_tried_again_ever_more_slowly(self):
         self.answer = NotIssued("a.example: no A record")

@@ -60,8 +60,8 @@ class Files(SynchronousTestCase):
         self.clock.advance(POLL_S)
         self.assertEqual(len(self.read), 2)
 
-    def test_a_new_pair_is_taken_over_and_told(self):
-        """TL-05: a renewed certificate is in use within seconds, without a reload."""
+    def test_TL_05_a_new_pair_is_taken_over_and_told(self):
+        """A renewed certificate is in use within seconds, without a reload."""
         made = self.authority.make("a", ("a.example",))
         self.files.update(self.model(made))
         self.read.clear()
@@ -90,6 +90,29 @@ class Files(SynchronousTestCase):
         made.key.write_bytes(new.key_pem)
         self.clock.advance(POLL_S)
         self.assertEqual(len(self.read), 1)
+
+    def test_TL_05_every_bad_pair_is_refused_by_name_while_it_runs(self):
+        """Whatever the files become, the pair before stays in use, and the log says which file and why."""
+        made = self.authority.make("a", ("a.example",))
+        self.files.update(self.model(made))
+        view, good = self.files.views, (made.cert.read_bytes(), made.key.read_bytes())
+        for what, cert, key, blamed, words in self.authority.bad_pairs():
+            self.read.clear()
+            self.said.clear()
+            for ours, theirs in ((made.cert, cert), (made.key, key)):
+                ours.unlink()
+                if theirs.exists():
+                    ours.write_bytes(theirs.read_bytes())
+            self.clock.pump([POLL_S] * 2)
+            self.assertEqual((self.read, self.files.views), ([], view), what)
+            ((level, said),) = self.said
+            self.assertEqual(level, "error", said)
+            self.assertIn(f"{made.cert if blamed == 'cert' else made.key} {words}", said, what)
+            self.assertIn("what was there before stays in use", said, what)
+            for ours, content in zip((made.cert, made.key), good, strict=True):
+                ours.write_bytes(content)
+            self.clock.advance(POLL_S)
+            self.assertEqual(len(self.read), 1, f"good again after: {what}")
 
     def test_the_end_is_announced_three_weeks_before_and_daily(self):
         made = self.authority.make("a", ("a.example",), ends=30)

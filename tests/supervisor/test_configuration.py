@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Address, Admin, Model, Token
 from twistedproxy.errors import ConfigurationError
 from twistedproxy.supervisor.configuration import ConfigurationFile, keep_what_needs_a_restart
+from twistedproxy.tap import prepare
 
 TEXT = '[listen]\nhttp = ["127.0.0.1:8080"]\n[pools.web]\nservers = ["${env:REVPROXY_TEST_HOST}:1"]\n[sites."*"]\n"/" = "web"\n'
 
@@ -57,6 +61,32 @@ class FileTests(SynchronousTestCase):
             (problem,) = self.assertRaises(ConfigurationError, work).problems
             self.assertEqual((problem.path, problem.line), ("tests[0]", 7))
             self.assertIn("path is '/a', not '/b'. The trace: host 'x' is site '*'", problem.message)
+
+
+class CertificateTests(SynchronousTestCase):
+    @pytest.fixture(autouse=True)
+    def _authority(self, authority: Any, tmp_path: Path) -> None:
+        self.authority = authority
+        self.path = tmp_path / "revproxy.toml"
+
+    def test_TL_05_no_bad_certificate_comes_into_force_at_start_or_reload(self) -> None:
+        """Each is refused with file, line and key by what start and reload both read with; nothing else is held against it."""
+        text = (
+            '[listen]\nhttps = ["127.0.0.1:8443"]\n[sites."a.example"]\ntls = {{ cert = "{}", key = "{}" }}\n"/" = {{ respond = {{}} }}\n'
+        )
+        file = ConfigurationFile(str(self.path), lambda: 100_000)
+        good = self.authority.make("g", ("a.example",))
+        for what, cert, key, blamed, words in self.authority.bad_pairs():
+            self.path.write_text(text.format(good.cert, good.key))
+            file.read()
+            self.path.write_text(text.format(cert, key))
+            for work in (file.read, lambda: prepare(str(self.path))):
+                problems = self.assertRaises(ConfigurationError, work).problems
+                said = [str(problem) for problem in problems if problem.path == f'sites."a.example".tls.{blamed}']
+                self.assertEqual(len(said), 1, (what, problems))
+                self.assertTrue(said[0].startswith(f"{self.path}:4: "), said)
+                self.assertIn(words, said[0], what)
+        self.assertEqual(list(self.path.parent.glob(".revproxy*")), [], "start was refused before anything was made")
 
 
 class RestartTests(SynchronousTestCase):

@@ -28,6 +28,9 @@ def statistics() -> dict[str, Any]:
     metrics.tcp_sessions["l4", "web", A] = 4
     metrics.retries["web", "connect"] = 2
     metrics.rejected["no_server"] = 1
+    for what, size_in, size_out in (("compress", 1000, 300), ("decompress", 50, 400)):
+        metrics.coded[what, "gzip", "in"], metrics.coded[what, "gzip", "out"] = size_in, size_out
+    metrics.coding_eased["lower"] = 7
     return merge([metrics.to_plain([("web", A, 5, 100, 1)])])
 
 
@@ -74,6 +77,12 @@ class Exposition(SynchronousTestCase):
         self.assertEqual([got["revproxy_workers", ("state", s)] for s in ("serving", "gone", "lagging")], [2, 1, 0])
         self.assertEqual(got["revproxy_reactor_lag_seconds", ("worker", "0")], 0.5)
         self.assertEqual(got["revproxy_config_revision",], 7)
+        sizes = [
+            got[f"revproxy_{w}ion_bytes_total", ("coding", "gzip"), ("direction", d)]
+            for w in ("compress", "decompress")
+            for d in ("in", "out")
+        ]
+        self.assertEqual((sizes, got["revproxy_compression_eased_total", ("why", "lower")]), ([1000, 300, 50, 400], 7))
 
     def test_histogram_is_cumulative(self) -> None:
         """Buckets count everything up to their bound; +Inf equals the count."""

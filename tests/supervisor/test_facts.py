@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.changes import Ejected, HealthSeen, RowAssigned
+from twistedproxy.config.changes import ChallengeSet, Ejected, HandshakeChallengeSet, HealthSeen, RowAssigned
 from twistedproxy.config.model import Address, Health, Model, Pool, Server
 from twistedproxy.supervisor.facts import Facts, Rows, server_keys
 
@@ -23,6 +23,20 @@ class FactsTests(SynchronousTestCase):
         self.assertEqual(facts.put(down), up)
         self.assertEqual([f["health"] for f in facts.plain()], ["down"])
         self.assertEqual(facts.health, {("web", A): down})
+
+    def test_challenges_are_known_until_they_are_taken_back(self) -> None:
+        """A worker that starts in the middle of an order answers the authority like the others."""
+        facts = Facts()
+        for put, take_back in (
+            (ChallengeSet("t", "answer"), ChallengeSet("t", "")),
+            (HandshakeChallengeSet("a.example", "PEM", "KEY"), HandshakeChallengeSet("a.example", "", "")),
+        ):
+            facts.put(put)
+            self.assertEqual(len(facts.plain()), 1)
+            facts.keep_only(())
+            self.assertEqual(len(facts.plain()), 1)
+            facts.put(take_back)
+            self.assertEqual(facts.plain(), [])
 
     def test_ejections_end_by_themselves(self) -> None:
         facts = Facts()

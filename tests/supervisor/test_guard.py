@@ -7,9 +7,10 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy.config.model import Address, Model, Pool, Route, Site, TcpListener
 from twistedproxy.errors import ChangeRefused
 from twistedproxy.observability.metrics import Metrics
-from twistedproxy.supervisor.guard import Guard, parse
+from twistedproxy.supervisor.guard import EVERYTHING, NOTHING, Guard, Sample, Watch, parse, scope_of
 
 
 class GuardTests(SynchronousTestCase):
@@ -56,6 +57,34 @@ class GuardTests(SynchronousTestCase):
         self.second()
         self.assertEqual(len(self.tripped), 1)
         self.assertIn("p95 > +20%", self.tripped[0][1])
+
+    def test_a_pool_of_tcp_sessions_is_judged_by_failures(self) -> None:
+        """It has no answers with a status; a pool that HTTP routes use, and everybody else's, do not count."""
+        model = Model(
+            pools={"pg": Pool("pg", ()), "web": Pool("web", ())},
+            tcp=(TcpListener(Address("127.0.0.1:5432"), "pg"),),
+            sites={"s": Site("s", ("s",), routes=(Route("/", pool="web"),))},
+        )
+        weight = {"kind": "set_weight", "pool": "pg", "server": "a:1", "weight": 2}
+        self.assertEqual(scope_of(weight, model).tcp, {"pg"})
+        self.assertEqual(scope_of({**weight, "pool": "web"}, model).tcp, frozenset())
+        self.assertIs(scope_of({"kind": "replace_config"}, model), EVERYTHING)
+        rows: list[tuple[str, str, int, int, int]] = []
+        guard = Guard(self.clock.seconds, lambda: self.metrics.to_plain(rows), lambda *what: self.tripped.append(what))
+        guard.watch(7, "errors > 10%", 60, scope_of(weight, model))
+        rows += [("pg", "a:1", 0, 100, 5), ("web", "b:1", 0, 100, 100)]
+        self.requests(100, 500)
+        guard.look()
+        self.assertEqual(self.tripped, [])
+        rows[0] = ("pg", "a:1", 0, 100, 50)
+        guard.look()
+        self.assertIn("errors 50.00% in 100 requests", self.tripped[0][1])
+
+    def test_a_watch_is_journaled_and_read_again(self) -> None:
+        """Figures in other buckets, of another version, count for nothing."""
+        watch = Watch("errors > 1%", "2027-01-15T08:00:00.000Z", Sample(10, 1, NOTHING.buckets))
+        self.assertEqual(Watch.from_plain(watch.to_plain()), watch)
+        self.assertEqual(Sample.from_plain([10, 1, [1, 2]]), NOTHING)
 
     def test_it_ends_with_its_time_or_when_forgotten(self) -> None:
         self.guard.watch(7, "errors > 1%", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -23,17 +24,31 @@ class LimitsTests(SynchronousTestCase):
     def test_a_chosen_number_that_does_not_fit_is_refused_with_what_to_do(self) -> None:
         problem = fit(model(20_000), 4096)
         assert isinstance(problem, Problem)
-        self.assertIn("ulimit -n 22201", str(problem))
-        self.assertIn("at most 3540", str(problem))
-        self.assertIsInstance(fit(model(20_000), 22_201), Model)
-        self.assertIsInstance(fit(model(3540), 4096), Model)
-        self.assertIsInstance(fit(model(3542), 4096), Problem)
+        self.assertIn("ulimit -n 22236", str(problem))
+        self.assertIn("at most 3508 together", str(problem))
+        self.assertIsInstance(fit(model(20_000), 22_236), Model)
+        self.assertIsInstance(fit(model(3508), 4096), Model)
+        self.assertIsInstance(fit(model(3510), 4096), Problem)
+
+    def test_P3_all_listeners_together_must_fit(self) -> None:
+        """Each of them alone would: but they may all be full at once."""
+        both = replace(model(3000), tcp=(TcpListener(Address("127.0.0.1:81"), "pg", max_connections=500),))
+        self.assertEqual(fit(both, 4096), both)
+        more = replace(both, tcp=(TcpListener(Address("127.0.0.1:81"), "pg", max_connections=600),))
+        problem = fit(more, 4096)
+        assert isinstance(problem, Problem)
+        self.assertIn("1800 client connections per worker", str(problem))
+
+    def test_P3_listeners_at_the_default_share_what_is_left(self) -> None:
+        fitted = fit(model(3000), 4096)
+        assert isinstance(fitted, Model)
+        self.assertEqual([listener.max_connections for listener in (*fitted.http, *fitted.tcp)], [3000, 540])
 
     def test_the_default_never_refuses_a_start(self) -> None:
         """A plain configuration runs on a machine with few descriptors, with fewer connections."""
         fitted = fit(model(workers=1), 4096)
         assert isinstance(fitted, Model)
-        self.assertEqual([listener.max_connections for listener in (*fitted.http, *fitted.tcp)], [1770, 1770])
+        self.assertEqual([listener.max_connections for listener in (*fitted.http, *fitted.tcp)], [885, 885])
 
     def test_where_there_is_room_nothing_is_changed(self) -> None:
         self.assertEqual(fit(model(), 1_000_000), model())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -18,6 +19,7 @@ from twistedproxy.config.control import Applied, Terms
 from twistedproxy.config.model import Address, AdminState, Model, Server
 from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
 from twistedproxy.observability.metrics import Metrics
+from twistedproxy.pool.balancers import stable_hash
 from twistedproxy.supervisor.configuration import ConfigurationFile
 from twistedproxy.supervisor.journal import Journal
 from twistedproxy.supervisor.operations import Operations
@@ -83,6 +85,15 @@ class Plane:
 
     def statistics(self) -> Mapping[str, Any]:
         return self.metrics.to_plain()
+
+    def ask_workers(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]:
+        """Two workers that both saw the keys 0 to 199."""
+        assert asked["ask"] == "keys"
+        return succeed([{name: [[stable_hash(b"%d" % n), 1] for n in range(200)] for name in asked["pools"]}] * 2)
+
+
+def full_disk(journal: Journal, line: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class OperationsTestCase(SynchronousTestCase):
@@ -208,6 +219,20 @@ class ReloadTests(OperationsTestCase):
         self.assertEqual([(s.server, s.before, s.after) for s in preview.shares], [(A, 0.75, 0.5), (B, 0.25, 0.5)])
         self.assertEqual((self.plane.commits, self.plane.staged[-1].fate), ([], "abandoned"))
 
+    def test_a_preview_of_a_pool_by_keys_replays_the_recorded_requests(self) -> None:
+        """How many of them would go to another server: counted with the real balancer, and no other pool is asked."""
+        self.assertEqual(self.apply(SetWeight("web", A, 1), is_preview=True).preview.replays, ())  # type: ignore[union-attr]
+        self.edit("[pools.web]", '[pools.web]\nbalance = "source_ip"')
+        self.reload()
+        preview = self.apply(SetWeight("web", A, 0), is_preview=True).preview
+        assert preview is not None
+        (replay,) = preview.replays
+        share = next(share for share in preview.shares if share.server == A)
+        self.assertEqual((replay.pool, replay.requests, share.after), ("web", 400, 0.0))
+        self.assertApproximates(share.before, 0.75, 0.1)
+        self.assertEqual(replay.moved, share.before)
+        self.assertEqual(self.weights(), [3, 1])
+
     def test_an_edit_made_while_we_were_down_is_in_the_journal(self) -> None:
         self.apply(SetWeight("web", B, 7))
         self.edit("weight=3", "weight=5")
@@ -312,6 +337,54 @@ class ConfirmTests(OperationsTestCase):
         self.operations.each_second()
         self.assertEqual(self.weights(), [3, 1])
         self.assertIn("errors 100.00%", self.journal.entries()[-1].reason)
+
+    def test_a_guard_looks_only_at_what_the_change_is_about(self) -> None:
+        """Another pool's errors do not undo a good change."""
+        self.apply(SetWeight("web", A, 5), abort_if="errors > 1%")
+        for _ in range(100):
+            self.plane.metrics.http("s", "other").record(A, 502, 0.1)
+        self.operations.each_second()
+        self.assertEqual(self.weights(), [5, 1])
+
+    def test_a_guard_goes_on_after_a_restart(self) -> None:
+        """With the baseline of before, and its way back says why in the journal; a confirmed change is watched no more."""
+        for _ in range(100):
+            self.plane.metrics.http("s", "web").record(A, 200, 0.004)
+        self.apply(SetWeight("web", A, 5), abort_if="p95 > +20%", confirm_within_s=600.0)
+        kept = self.apply(SetWeight("web", B, 2), abort_if="errors > 1%", confirm_within_s=600.0).revision
+        self.done(self.operations.confirm(kept, "eve"))
+        self.now += 300
+        self.restart()
+        for _ in range(100):
+            self.plane.metrics.http("s", "web").record(A, 502, 0.4)
+        self.operations.each_second()
+        self.assertEqual(self.weights(), [3, 2])
+        self.assertRegex(self.journal.entries()[-1].reason, r"p95 > \+20%: p95 \d+.* in 100 requests since the change, .* in 100 before")
+
+    def test_a_guard_whose_time_is_over_does_not_begin_anew(self) -> None:
+        self.apply(SetWeight("web", A, 5), abort_if="errors > 1%")
+        self.now += 121
+        self.restart()
+        for _ in range(100):
+            self.plane.metrics.http("s", "web").record(A, 502, 0.1)
+        self.operations.each_second()
+        self.assertEqual(self.weights(), [5, 1])
+
+    def test_a_way_back_that_a_full_disk_refuses_is_tried_again(self) -> None:
+        """The reason for it is not forgotten."""
+        self.apply(SetWeight("web", A, 5), abort_if="errors > 1%")
+        for _ in range(100):
+            self.plane.metrics.http("s", "web").record(A, 502, 0.1)
+        real = Journal._write
+        self.patch(Journal, "_write", full_disk)
+        self.operations.each_second()
+        self.clock.advance(5)
+        self.assertEqual(self.weights(), [5, 1])
+        self.patch(Journal, "_write", real)
+        self.clock.advance(5)
+        self.assertEqual(self.weights(), [3, 1])
+        self.assertIn("errors 100.00%", self.journal.entries()[-1].reason)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_condition_that_is_none_refuses_the_change(self) -> None:
         self.refused(self.operations.apply(SetWeight("web", A, 5), replace(BY, abort_if="errors")), 400)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config import changes
-from twistedproxy.config.control import Applied
+from twistedproxy.config.control import Applied, Preview
 from twistedproxy.config.model import Model, Route, Side, Site
 from twistedproxy.config.site_changes import SetSplit, weights_of
 from twistedproxy.errors import ChangeRefused
@@ -33,9 +33,13 @@ class Plane:
         self.refusal: Exception | None = None
         self.slow: dict[str, int] = {}
 
-    async def apply(self, change: Any, *, by: str, reason: str = "") -> Applied:
+    async def apply(
+        self, change: Any, *, by: str, reason: str = "", expected_revision: int | None = None, preview: bool = False
+    ) -> Applied:
         if self.refusal is not None:
             raise self.refusal
+        if preview:
+            return Applied(0, 0, 0, preview=Preview(({"kind": "set_split"},)))
         self.model = changes.apply(self.model, change)
         self.reasons.append(reason)
         return Applied(len(self.reasons), 1, 1)
@@ -173,6 +177,27 @@ class ShiftTests(SynchronousTestCase):
         self.pass_time(60)
         self.assertEqual(self.state.state, "stopped")
         self.assertIn("the disk is full", self.state.note)
+
+    def test_a_refused_way_back_is_tried_again_also_after_a_restart(self) -> None:
+        """A full disk at the wrong moment does not leave the traffic on a side that fails."""
+        for restarts in (False, True):
+            self.start()
+            self.plane.serve("v2", 502, 60)
+            self.plane.refusal = ChangeRefused(503, "the disk is full")
+            self.pass_time(1)
+            self.assertEqual((self.state.state, self.plane.weights), ("running", {"web": 950, "v2": 50}))
+            self.assertIn("the way back is tried again: the disk is full", self.state.note)
+            if restarts:
+                self.shifts = self.restarted()
+            self.plane.refusal = None
+            self.pass_time(5)
+            self.assertEqual((self.state.state, self.plane.weights), ("aborted", {"web": 100, "v2": 0}))
+            self.assertIn("errors > 1%", self.state.note)
+
+    def test_a_preview_of_the_first_step_starts_nothing(self) -> None:
+        asked = now(self.shifts.answer("preview_shift", ASKED))
+        self.assertEqual(asked["preview"]["changes"], [{"kind": "set_split"}])
+        self.assertEqual((list(self.shifts.all()), self.plane.weights), ([], {"web": 100, "v2": 0}))
 
     def test_what_cannot_begin_says_why(self) -> None:
         """And leaves nothing behind."""

@@ -35,7 +35,8 @@ HOST = "127.0.0.1"
 PACKAGES = {
     "nginx": "nginx-light", "haproxy": "haproxy", "postgres": "postgresql", "initdb": "postgresql", "pgbench": "postgresql",
     "psql": "postgresql-client", "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server", "mariadb": "mariadb-client",
-    "redis-server": "redis-server", "curl": "curl", "chromium": "chromium", "wrk": "wrk", "h2load": "nghttp2-client",
+    "redis-server": "redis-server", "redis-cli": "redis-tools", "curl": "curl",
+    "chromium": "chromium", "wrk": "wrk", "h2load": "nghttp2-client",
 }  # fmt: skip
 T = TypeVar("T")
 
@@ -156,6 +157,16 @@ def own(path: Path, user: str) -> Path:
     return path
 
 
+def give(made: Any, to: Path, user: str) -> None:
+    """Copy a certificate and its key to ``TO.crt`` and ``TO.key``, owned by `user`."""
+    for source, suffix in ((made.cert, ".crt"), (made.key, ".key")):
+        file = to.with_suffix(suffix)
+        file.write_bytes(source.read_bytes())
+        file.chmod(0o600)
+        if os.getuid() == 0:
+            shutil.chown(file, user, user)
+
+
 # Real servers
 
 
@@ -226,9 +237,18 @@ class Postgres(Part):
         """psql over TCP to any port, the proxy's included."""
         return run([program("psql"), "-XAtq", "-h", HOST, "-p", str(port), "-U", "postgres", "-c", statement, "postgres"])
 
+    def show(self, made: Any) -> None:
+        """Offer TLS with this certificate from now on, to those who ask for it; None: no longer."""
+        if made is not None:
+            give(made, self.directory / "data" / "server", "postgres")
+        for statement in (f"alter system set ssl = {'off' if made is None else 'on'}", "select pg_reload_conf()"):
+            done = self.sql(self.port, statement)
+            assert done.returncode == 0, done.stderr
+        wait_until(lambda: self.sql(self.port, "show ssl").stdout == ("off\n" if made is None else "on\n"), "PostgreSQL to reload")
+
 
 class MariaDb(Part):
-    """A server whose root comes in from loopback without a password."""
+    """A server whose root comes in from loopback without a password; offers TLS, with a certificate worth nothing until `show`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,6 +259,10 @@ class MariaDb(Part):
         assert made.returncode == 0, made.stdout + made.stderr
         options = [f"--datadir={data}", f"--socket={data}/s", f"--port={self.port}", f"--pid-file={data}/pid", "--bind-address=127.0.0.1"]
         tuning = ["--skip-name-resolve", "--innodb-flush-log-at-trx-commit=0", "--skip-log-bin"]
+        own_made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=mariadb"]
+        made = run([*own_made, "-keyout", f"{data}/server.key", "-out", f"{data}/server.crt"], cwd=self.directory, **as_user("mysql"))
+        assert made.returncode == 0, made.stderr
+        tuning += [f"--ssl-cert={data}/server.crt", f"--ssl-key={data}/server.key"]
         self.launch([program("mariadbd"), "--no-defaults", *options, *tuning], user="mysql")
         self.wait_for(lambda: self.sql(self.port, "select 1").returncode == 0, "MariaDB to answer", 40)
 
@@ -251,12 +275,24 @@ class MariaDb(Part):
         client = [program("mariadb"), "--no-defaults", "--protocol=tcp", "--skip-ssl", "-h", HOST, "-P", str(port), "-u", "root"]
         return run([*client, "-N", "-B", "-e", statement])
 
+    def show(self, made: Any) -> None:
+        """Offer TLS with this certificate from now on."""
+        give(made, self.directory / "data" / "server", "mysql")
+        done = self.sql(self.port, "flush ssl")
+        assert done.returncode == 0, done.stderr
+
 
 class Redis(Part):
-    def __init__(self) -> None:
+    """In the clear, or with a certificate within TLS only."""
+
+    def __init__(self, made: Any = None) -> None:
         super().__init__()
         self.port = free_port()
-        options = ["--port", str(self.port), "--bind", HOST, "--save", "", "--appendonly", "no", "--dir", str(self.directory)]
+        ports = ["--port", str(self.port)]
+        if made is not None:
+            ports = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+            ports += ["--tls-cert-file", str(made.cert), "--tls-key-file", str(made.key)]
+        options = [*ports, "--bind", HOST, "--save", "", "--appendonly", "no", "--dir", str(self.directory)]
         self.launch([program("redis-server"), *options])
         self.wait_for(lambda: accepts(self.port), "Redis to listen")
 
@@ -441,6 +477,10 @@ http = [{(listen or '{ address = "HTTP", max_connections = 4000 }').replace("HTT
 
     # processes
 
+    def follow(self, pid: int) -> None:
+        """After an upgrade: the supervisor is process `pid` from now on, and no child of ours."""
+        self.process = Stranger(pid)  # type: ignore[assignment]
+
     def family_pids(self) -> list[int]:
         """The supervisor and everything below it."""
         children: dict[int, list[int]] = {}
@@ -488,6 +528,35 @@ http = [{(listen or '{ address = "HTTP", max_connections = 4000 }').replace("HTT
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
             return response.status, response.read()
+
+
+class Stranger:
+    """What a `Popen` tells, of a process that somebody else started."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and not is_alive(self.pid):
+            self.returncode = 0  # nobody tells us
+        return self.returncode
+
+    def wait(self, timeout: float = 15.0) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.02)
+        return 0
+
+    def terminate(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def is_alive(pid: int) -> bool:

@@ -244,6 +244,97 @@ def test_maintenance_and_split_of_a_site(operator: Operator) -> None:
     assert [side["share"] for side in site["routes"][0]["split"]] == [0.75, 0.25]
 
 
+def test_limits_shifts_lookups_and_the_file(operator: Operator, nginx_a) -> None:
+    """One pass over the rest: a limit, a shift from start to stop, explain, why, and live values written into the file."""
+    operator.enter()
+    page, proxy, proposal, server = operator.page, operator.proxy, operator.proposal, nginx_a.address
+
+    page.get_by_role("button", name=f"Most connections of {server} in web").click()
+    proposal.get_by_label("Most connections").fill("99")
+    page.keyboard.press("Enter")
+    operator.wait_applied()
+    assert proxy.server("web", server)["max_connections"] == 99
+    expect(page.get_by_role("button", name=f"Most connections of {server} in web")).to_have_text("99")
+
+    page.get_by_role("group", name="Split of shop.example /").get_by_role("button", name="Shift").click()
+    proposal.get_by_label("Its share, step by step").fill("30, 20")
+    expect(proposal).to_contain_text("shares in per cent that grow")
+    proposal.get_by_label("Its share, step by step").fill("20, 60")
+    expect(proposal.locator(".preview")).to_contain_text(re.compile(r"canary in shop.example / \d+ % → 20 %"))
+    assert proxy.get("/api/v1/shifts")["shifts"] == [], "nothing happens before Start"
+    proposal.get_by_role("button", name="Start the shift").click()
+    operator.wait_applied()
+    shifts = page.get_by_role("region", name="Shifts")
+    expect(shifts).to_contain_text("running, step 1 of 2")
+    shifts.get_by_role("button", name="Stop shift 1").click()
+    proposal.get_by_role("button", name="Stop and go back").click()
+    operator.wait_applied()
+    expect(shifts).to_contain_text("stopped")
+
+    page.get_by_text("Where would this request go?").click()
+    page.get_by_label("Whole URL").fill("http://shop.example/x")
+    page.keyboard.press("Enter")
+    expect(page.locator(".steps").first).to_contain_text("host 'shop.example' is site 'shop.example'")
+    assert proxy.fetch(headers={"Host": "a b"})[0] == 400
+    page.get_by_text("What happened to this request?").click()
+    page.locator(".latest button").first.click()
+    expect(page.locator(".story").first).to_contain_text("bad_host")
+    assert axe(page) == []
+
+    differences = page.get_by_role("region", name="Not in the file")
+    expect(differences).to_contain_text(re.compile(rf"pools.web.{server}.max_connections.*256.*99"))
+    differences.get_by_role("button", name="Adopt").click()
+    expect(proposal.locator(".edit")).to_contain_text("max_connections")
+    assert axe(page) == []
+    proposal.get_by_role("button", name="Write the file").click()
+    operator.wait_applied()
+    expect(differences).to_contain_text("The file says what is running.")
+    assert "max_connections=99" in proxy.config_file.read_text().replace(" ", "").replace('"', "")
+    assert [fault for fault in operator.faults if "400" not in fault] == []
+
+
+def test_draining_shows_how_far_it_is(browser, proxy, part) -> None:
+    """Of a server that leaves, the page says how many connections are to finish, and when none is."""
+    with bed.closing(bed.socket.create_server((bed.HOST, 0))) as listener:
+        address, port = f"{bed.HOST}:{listener.getsockname()[1]}", bed.free_port()
+        made = proxy(f'[pools.web]\nservers = ["{address}", "{bed.HOST}:1 backup"]\n[tcp."{bed.HOST}:{port}"]\npool = "web"\n')
+        sessions = [(bed.socket.create_connection((bed.HOST, port), timeout=10), listener.accept()[0]) for _ in range(2)]
+        operator = Operator(browser, made)
+        try:
+            operator.enter()
+            made.wait_for(lambda: made.server("web", address)["connections"] == 2, "both sessions")
+            operator.state(address, "Drain").click()
+            operator.proposal.get_by_role("button", name="Drain").click()
+            operator.wait_applied()
+            row = operator.page.get_by_role("row").filter(has=operator.slider(address))
+            expect(row).to_contain_text("2 to finish")
+            for end in sessions[0]:
+                end.close()
+            expect(row).to_contain_text("1 to finish")
+            expect(row.get_by_role("progressbar")).to_have_js_property("value", 1)
+            for end in sessions[1]:
+                end.close()
+            expect(row).to_contain_text("idle")
+        finally:
+            operator.leave()
+
+
+def test_ad_06_what_others_wrote_is_text(operator: Operator, nginx_a) -> None:
+    """AD-06: markup in a reason or in a request shows as it is and does nothing, in the page and in the stories of requests."""
+    markup = '<img src=x onerror="document.title=`taken`"><script>document.title=`taken`</script>'
+    operator.proxy.change("web", nginx_a.address, weight=4, reason=markup)
+    operator.proxy.change("web", nginx_a.address, weight=None)
+    assert operator.proxy.fetch(headers={"Host": "<img src=x onerror=alert(1)>"})[0] == 400
+    operator.enter()
+    expect(operator.page.locator(".changes")).to_contain_text(markup)
+    operator.page.get_by_text("What happened to this request?").click()
+    operator.page.locator(".latest button").first.click()
+    operator.page.locator(".story").first.wait_for()
+    assert operator.page.locator("#app img, #app script").count() == 0
+    assert operator.page.title() == "revproxy"
+    assert operator.faults == []
+
+
 def test_a_viewer_is_told_what_the_role_forbids(operator: Operator, nginx_a) -> None:
     """The role "view" sees everything; what it may not do is said in plain words."""
     operator.enter(VIEWER)

@@ -65,7 +65,9 @@ def test_draining_under_load_loses_nothing(proxy, part) -> None:
 
 def test_p12_a_killed_worker_is_replaced_and_nobody_is_refused(proxy, nginx_a) -> None:
     """P12: kill -9 of a worker under load: a new one serves within a second, and no connection is refused."""
-    made = proxy(web(nginx_a.address), workers=2)
+    # Kept for long, so that what the killed worker has open is what it said a second ago.
+    listen = '{ address = "HTTP", max_connections = 4000, requests_per_connection = 1000000 }'
+    made = proxy(web(nginx_a.address), workers=2, listen=listen)
     made.wait_healthy("web")
     refused: list[str] = []
     asked = [0]
@@ -86,6 +88,8 @@ def test_p12_a_killed_worker_is_replaced_and_nobody_is_refused(proxy, nginx_a) -
         made.wait_for(lambda: asked[0] > 200, "load")
         made.wait_for(lambda: len(made.workers()) == 2, "both workers")
         before = made.workers()
+        made.wait_for(lambda: sum(w["connections"] for w in made.get("/api/v1/status")["workers"]) >= 32, "all connections to be counted")
+        own = next(w["connections"] for w in made.get("/api/v1/status")["workers"] if w["slot"] == 0)
         os.kill(before[0], signal.SIGKILL)
         killed = time.monotonic()
         made.wait_for(lambda: made.workers().get(0, before[0]) != before[0] and len(made.workers()) == 2, "the new worker")
@@ -97,7 +101,7 @@ def test_p12_a_killed_worker_is_replaced_and_nobody_is_refused(proxy, nginx_a) -
     assert took < 1.0, f"replaced after {took:.2f} s"
     assert refused == []
     assert (result.connect_errors, result.timeouts, result.bad_statuses) == (0, 0, 0), result
-    assert result.read_errors + result.write_errors <= 32, result
+    assert result.read_errors + result.write_errors <= own, (result, own)
     assert made.workers()[1] == before[1], "the other worker was touched"
 
 

@@ -30,7 +30,7 @@ class Choosing(SynchronousTestCase):
         choice = sites.choose(ClientHello(name, ()))
         return None if choice is None else choice.context
 
-    def test_exact_then_wildcard_then_star_then_first(self):
+    def test_TL_06_exact_then_wildcard_then_star_then_first(self):
         """No name, an IP and the name of no site get the certificate of "*", else of the first site with TLS: never a refusal."""
         a, wild, star, plain = self.site("a.example"), self.site("*.example"), self.site("*"), Site("p.other", ("p.other",))
         sites = SiteCertificates((plain, a, wild, star), Certificates(), self.vault)

@@ -62,8 +62,8 @@ class Hellos(SynchronousTestCase):
                 self.assertTrue(end < found.needed <= len(data), (end, found, len(data)))
             self.assertEqual(read(data + b"\x14more").name, "a.example")
 
-    def test_names_that_are_none(self):
-        """TL-06: an IP address counts as no name; NUL, spaces, 300 bytes and two names end the connection."""
+    def test_TL_06_names_that_are_none(self):
+        """An IP address counts as no name; NUL, spaces, 300 bytes and two names end the connection."""
         self.assertEqual(read(hello(sni(b"192.0.2.1"))).name, "")
         self.assertEqual(read(hello(sni(b"a.example."))).name, "a.example")
         self.assertEqual(read(hello(None)).name, "")

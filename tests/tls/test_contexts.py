@@ -89,8 +89,8 @@ class Contexts(SynchronousTestCase):
         ours, _ = shake(context, client)
         self.assertEqual(ours.get_peer_certificate(as_cryptography=True), friend.certificate)
 
-    def test_no_renegotiation_and_no_compression(self):
-        """TL-01."""
+    def test_TL_01_no_renegotiation_and_no_compression(self):
+        """Neither with clients nor with servers."""
         options = server_context(self.pair, ()).set_options(0)
         self.assertTrue(options & SSL.OP_NO_RENEGOTIATION)
         self.assertTrue(options & SSL.OP_NO_COMPRESSION)

@@ -45,8 +45,8 @@ class Servers(SynchronousTestCase):
     def wrong(self, made, address, **spec):
         return self.shake(made, ServerTlsUse(ServerTls(**{"ca": "ca"} | spec), self.vault), address)[1]
 
-    def test_names_and_addresses_are_verified(self):
-        """TL-03: DNS name, IP address, and a name of the operator's own; the common name counts for nothing."""
+    def test_TL_03_names_and_addresses_are_verified(self):
+        """DNS name, IP address, and a name of the operator's own; the common name counts for nothing."""
         made = self.authority.make("s", ("app.internal", "10.0.0.1"))
         self.assertEqual(self.wrong(made, "app.internal:443"), "")
         self.assertEqual(self.wrong(made, "10.0.0.1:443"), "")
@@ -57,13 +57,15 @@ class Servers(SynchronousTestCase):
             self.assertIn("for app.internal, 10.0.0.1, not for " + address.split(":")[0], said)
         self.assertIn("no name at all", self.wrong(self.authority.make("app.internal", ()), "app.internal:443"))
 
-    def test_every_refusal_says_why(self):
+    def test_TL_03_every_refusal_says_why(self):
         for made, word in (
             (self.authority.make("self", ("a.example",), issuer=None), "self-signed"),
             (self.authority.make("old", ("a.example",), begins=-9, ends=-1), "has expired on 20"),
             (self.authority.make("soon", ("a.example",), begins=1), "not valid yet"),
         ):
             self.assertIn(word, self.wrong(made, "a.example:443"))
+        for name in ("a.example\0.evil.example", "*.example\0"):  # what is behind the NUL, and what is before it, count for nothing
+            self.assertNotEqual(self.wrong(self.authority.make("nul", (name,)), "a.example:443"), "")
         stranger = self.authority.make("stranger", (), issuer=None, is_ca=True)
         self.assertIn("do not trust", self.wrong(self.authority.make("s", ("a.example",), issuer=stranger), "a.example:443"))
 

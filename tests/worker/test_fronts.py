@@ -14,6 +14,7 @@ from twistedproxy.clock import Wheel
 from twistedproxy.config.model import Address, HttpListener, TcpListener, Timeouts
 from twistedproxy.config.model import Pool as PoolSpec
 from twistedproxy.http.front import HttpFront
+from twistedproxy.http.pacing import Pacing
 from twistedproxy.http.routes import Router
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
@@ -31,7 +32,7 @@ class FrontsTests(SynchronousTestCase):
     def test_plain_http(self) -> None:
         listener = HttpListener(Address("127.0.0.1:80"))
         router: Router[Any] = Router((), lambda site, route: None)
-        front = http_front(listener, router, Timeouts(), self.parts, None, self.answers)
+        front = http_front(listener, router, Timeouts(), self.parts, None, self.answers, Pacing(MemoryReactorClock()))
         self.assertIs(type(front), HttpFront)
         self.assertIs(front.router, router)  # type: ignore[attr-defined]
 

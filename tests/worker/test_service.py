@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.testing import MemoryReactorClock
@@ -33,6 +34,7 @@ from twistedproxy.config.model import (
     Timeouts,
 )
 from twistedproxy.errors import Cause, ChangeRefused, ProxyError
+from twistedproxy.http.codings import Effort
 from twistedproxy.pool.pool import Lease
 from twistedproxy.pool.server import Outcome
 from twistedproxy.worker import fronts, overload, service
@@ -76,11 +78,12 @@ class HttpFront(Front):
     made: list[Front] = []
     is_crowded = False
     share = 0.0
+    effort = Effort()
 
     def mind_crowding(self, is_crowded: bool) -> None:
         self.is_crowded = is_crowded
 
-    def shed(self, share: float) -> None:
+    def shed(self, share: float, why: ProxyError) -> None:
         self.share = share
 
     def cut_requests(self) -> None:
@@ -128,6 +131,7 @@ class Base(SynchronousTestCase):
         self.patch(service, "HttpFront", HttpFront)
         self.patch(fronts, "HttpFront", HttpFront)
         self.patch(overload, "Pulse", StillPulse)
+        self.patch(overload, "Memory", lambda **parts: SimpleNamespace(see=lambda connections: None, taken=lambda limit: 0.0))
         StillPulse.waited = 0.0
         self.patch(fronts, "StreamFront", StreamFront)
         self.reactor = MemoryReactorClock()

@@ -8,7 +8,7 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.clock import Wheel
-from twistedproxy.config.changes import CertificateRead, ChallengeSet
+from twistedproxy.config.changes import CertificateRead, ChallengeSet, HandshakeChallengeSet
 from twistedproxy.config.model import Address, KeyPair, Model, Pool, Server, ServerTls, Site, SiteTls
 from twistedproxy.pool.pool import Pool as RunningPool
 from twistedproxy.tls.client_hello import ClientHello
@@ -53,8 +53,25 @@ class Parts(SynchronousTestCase):
         self.assertEqual(self.parts.challenges, {})
         self.assertFalse(self.parts.take([]))
 
-    def test_a_change_of_terms_never_reuses_a_connection(self):
-        """TL-03: idle ones are closed, those in use go to a list nobody looks at; the same terms touch nothing."""
+    def test_what_an_authority_wants_to_see_in_a_handshake_comes_and_goes(self):
+        """For that name and that protocol alone, also before there is any certificate."""
+        made = self.authority.make("c", ("a.example",))
+        self.assertTrue(self.parts.take([HandshakeChallengeSet("a.example", made.chain_pem.decode(), made.key_pem.decode())]))
+        self.parts.configure(Model(), {}, [])
+        asked = ClientHello("a.example", (b"acme-tls/1",))
+        self.assertIsNotNone(self.parts.sites.challenge(asked))
+        for other in (
+            ClientHello("b.example", (b"acme-tls/1",)),
+            ClientHello("a.example", (b"acme-tls/1", b"http/1.1")),
+            ClientHello("", ()),
+        ):
+            self.assertIsNone(self.parts.sites.challenge(other), other)
+        self.assertTrue(self.parts.take([HandshakeChallengeSet("a.example", "", "")]))
+        self.parts.configure(Model(), {}, [])
+        self.assertIsNone(self.parts.sites.challenge(asked))
+
+    def test_TL_03_a_change_of_terms_never_reuses_a_connection(self):
+        """Idle ones are closed, those in use go to a list nobody looks at; the same terms touch nothing."""
         pool, spec = self.pool()
         server = pool.server("127.0.0.1:1")
         lax = ServerTls(verify=False)

@@ -27,11 +27,12 @@ from twistedproxy.admin.events import EventStreams
 from twistedproxy.admin.gate import LocalGate, Router, TcpGate
 from twistedproxy.admin.operations import OPERATIONS, Operation
 from twistedproxy.admin.problems import Refuse, forbidden
+from twistedproxy.admin.processes import ProcessApi
 from twistedproxy.admin.site import AdminRequest, AdminSite, LocalPort, internal_error
 from twistedproxy.admin.traffic import TrafficApi
 from twistedproxy.config import changes
 from twistedproxy.config.changes import AddServer, Batch, Change, RemoveServer, SetMaxConnections, SetState, SetWeight
-from twistedproxy.config.control import Control, Snapshot, Terms
+from twistedproxy.config.control import Control, Snapshot, Terms, check_revision
 from twistedproxy.config.model import Address, AdminState, Model, Server, endpoint
 from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
 
@@ -40,7 +41,7 @@ Exposition = Callable[[Snapshot, Mapping[str, Any]], bytes]
 _log = Logger()
 
 
-class Api(TrafficApi):
+class Api(TrafficApi, ProcessApi):
     """What each operation does. Handlers return the body; headers are set on the request."""
 
     def __init__(self, control: Control, exposition: Exposition, streams: EventStreams) -> None:
@@ -143,16 +144,16 @@ class Api(TrafficApi):
             where = endpoint(body["address"])
         except ValueError as e:
             raise Refuse(400, str(e), field="address") from None
-        self._check_target(where.host, str(where))
+        self._check_target(where.host, where.port, str(where))
         server = Server(Address(str(where)), body.get("weight", 1), body.get("max_connections"), body.get("backup", False))
         return await self._apply(request, AddServer(pool, server))
 
-    def _check_target(self, host: str, address: str) -> None:
+    def _check_target(self, host: str, port: int, address: str) -> None:
         model = self._control.snapshot().model
         objection = views.why_not_a_server(host)
         if address.startswith("unix:") and not host.startswith("/"):
             objection = "the path of a unix socket must be absolute"
-        elif address == model.admin.listen or os.path.dirname(host) == model.state_dir != "":
+        elif views.is_ourselves(host, port, model.admin.listen or "") or os.path.dirname(host) == model.state_dir != "":
             objection = f"{address} is the proxy's own admin side"
         if objection:
             raise Refuse(400, objection, field="address")
@@ -177,6 +178,12 @@ class Api(TrafficApi):
             confirm_within_s=terms.confirm_within_s, abort_if=terms.abort_if, preview=terms.is_preview,
         )  # fmt: skip
         return _json(request, views.applied(result), result.revision)
+
+    def based_on(self, request: AdminRequest) -> int | None:
+        now = self._control.snapshot().revision
+        expected = read_if_match(request.requestHeaders.getRawHeaders(b"If-Match", []), now)
+        check_revision(expected, now)
+        return expected
 
     def _answer(self, request: AdminRequest, value: Any, revision: int | None = None) -> bytes:
         return _json(request, value, revision)
@@ -229,18 +236,20 @@ def make_app(api: Api) -> Klein:
     """Klein's routes, from the table of operations."""
     app = Klein()
     for operation in OPERATIONS:
-        _add_route(app, operation, getattr(api, operation.name))
+        _add_route(app, operation, getattr(api, operation.name), api.based_on)
     on_error: Any = app.handle_errors(Exception)
     on_error(_answer_failure)
     return app
 
 
-def _add_route(app: Klein, operation: Operation, handler: Callable[..., Any]) -> None:
+def _add_route(app: Klein, operation: Operation, handler: Callable[..., Any], based_on: Callable[[Any], int | None]) -> None:
     async def answer(request: AdminRequest, **parts: str) -> bytes | None:
         if request.operation is not operation:
             # The gate decided on another operation than Klein: never serve what was not decided on.
             raise forbidden()
         request.arguments = read_query(operation, request.args) | read_body(operation, request.content.read())
+        if operation.is_mutation:
+            based_on(request)
         body: bytes = await handler(request, **parts)
         if request.startedWriting:
             return None
@@ -260,7 +269,8 @@ def _answer_failure(request: AdminRequest, failure: Failure) -> bytes:
     if isinstance(error, Refuse):
         refusal = error
     elif isinstance(error, ChangeRefused):
-        refusal = Refuse(error.status, error.message, field=error.field)
+        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
+        refusal = Refuse(error.status, error.message, field=error.field, headers=headers)
     elif isinstance(error, ConfigurationError):
         found = views.problems(error)
         what = str(error.problems[0]) if len(found) == 1 else f"{len(found)} problems"
@@ -300,7 +310,8 @@ class AdminService(Service):
     """The admin side of one supervisor.
 
     The constructor reads or makes the token file and binds the unix socket, so that what is wrong is told before the daemon
-    forks (`ConfigurationError`). `tcp_socket` listens already and stays the caller's; None: unix socket only.
+    forks (`ConfigurationError`). `tcp_socket` listens already and stays the caller's; None: unix socket only. `local_socket` is the unix
+    socket of the supervisor that we shall replace; then nothing is accepted before `listen`.
     """
 
     def __init__(
@@ -311,6 +322,7 @@ class AdminService(Service):
         exposition: Exposition,
         tcp_socket: socket.socket | None,
         unix_path: str,
+        local_socket: socket.socket | None = None,
     ) -> None:
         self._reactor = reactor
         self._tcp_socket = tcp_socket
@@ -325,14 +337,19 @@ class AdminService(Service):
         gate = TcpGate(router, tokens, GuessBrake(reactor.seconds), lambda: control.snapshot().model.admin)
         self.tcp_site = AdminSite(reactor, app.resource(), gate)
         self.local_site = AdminSite(reactor, app.resource(), LocalGate(router))
-        self._local_socket = bind_local(unix_path)
+        self.local_socket = local_socket or bind_local(unix_path)
+        self._waits = local_socket is not None
         self._ports: list[IListeningPort] = []
         self.closed: Deferred[None] = Deferred()
         """Fires when nothing listens any more."""
 
     def startService(self) -> None:
         super().startService()
-        local = LocalPort.over(self._local_socket, self._unix_path, self.local_site, self._reactor)
+        if not self._waits:
+            self.listen()
+
+    def listen(self) -> None:
+        local = LocalPort.over(self.local_socket, self._unix_path, self.local_site, self._reactor)
         self.local_site.port = local
         self._ports.append(local)
         if self._tcp_socket is not None:
@@ -340,6 +357,14 @@ class AdminService(Service):
             port = self._reactor.adoptStreamPort(self._tcp_socket.fileno(), self._tcp_socket.family, self.tcp_site)
             self.tcp_site.port = port
             self._ports.append(port)
+
+    def disown(self) -> None:
+        """A successor listens on the same sockets: the file of the unix socket stays, and whoever has just come here is still answered."""
+        for port in self._ports:
+            if isinstance(port, LocalPort):
+                port.let_go()
+        for site in (self.tcp_site, self.local_site):
+            site.is_patient = True
 
     async def _stop(self) -> None:
         self._streams.close_all()

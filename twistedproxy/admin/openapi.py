@@ -58,6 +58,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         version=_TEXT, revision=_INT, uptime_seconds=_NUMBER, config_file=_TEXT,
         head_codec={"type": "string", "enum": ["native", "python", "starting"]},
         workers=_list(_ref("Worker")), listeners=_list(_ref("Listener")), certificates=_list(_ref("Certificate")),
+        upgrade={"anyOf": [_ref("Upgrade"), {"type": "null"}]},
     ),
     "Certificate": _object(
         used_by=_list(_TEXT), source=_TEXT, names=_list(_TEXT), not_after=_TEXT, issuer=_TEXT, placeholder=_FLAG,
@@ -80,8 +81,18 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Preview": _object(
         changes=_list(_ANY), shares=_list(_object(pool=_TEXT, server=_TEXT, before=_NUMBER, after=_NUMBER)), closing=_INT,
+        splits=_list(_object(site=_TEXT, path=_TEXT, pool=_TEXT, before=_NUMBER, after=_NUMBER)),
+        replays=_list(_object(pool=_TEXT, requests=_INT, moved=_NUMBER)),
     ),
     "Confirmed": _object(revision=_INT),
+    "Upgrade": _some(
+        _object(state={"type": "string", "enum": ["none", "starting", "ready", "handed over", "draining", "done", "failed"]}),
+        started_at=_TEXT, by=_TEXT, to=_TEXT, pid=_INT, old_pid=_INT, connections=_INT, reason=_TEXT, **{"from": _TEXT},
+    ),
+    "Rotation": _some(
+        _object(state={"type": "string", "enum": ["none", "running", "draining", "done", "failed"]}, connections=_INT),
+        started_at=_TEXT, by=_TEXT, replaced=_INT, total=_INT, reason=_TEXT,
+    ),
     "Checked": _object(problems=_list(_ANY)),
     "Differences": _object(differences=_list(_some(_object(path=_TEXT), file={}, running={}))),
     "Adopted": _some(_object(edit=_TEXT), applied=_ref("Applied")),

@@ -201,6 +201,9 @@ OPERATIONS: tuple[Operation, ...] = (
             Field("url", str, "The whole URL.", high=8192),
             Field("header", str, "A header field, 'Name: value'; may be given several times.", high=8192, is_list=True),
             Field("client", str, "The client's IP address; default 127.0.0.1.", high=45),
+            Field("client_cert_subject", str, "The subject of the certificate that the client shows (RFC 4514).", high=1024),
+            Field("client_cert_san", str, "One of its names, such as DNS:a.example; may be given several times.", high=1024, is_list=True),
+            Field("client_cert_sha256", str, "Its fingerprint, hexadecimal.", high=95),
         ),
     ),
     Operation("why_latest", "GET", "/api/v1/why", Role.VIEW, "The newest failed and slow requests, with their ids.", "Stories"),
@@ -223,10 +226,23 @@ OPERATIONS: tuple[Operation, ...] = (
             Field("abort_if", str, 'Back to where it began when this comes true, such as "errors > 1% or p95 > +20%".', high=200),
             REASON,
         ),
+        query=(PREVIEW,),
     ),
     Operation(
         "stop_shift", "DELETE", "/api/v1/shifts/{id}", Role.OPERATE, "Stop a shift and go back to where it began.", "Shift",
         query=(Field("back", bool, "0: stay where it is."),), body=(REASON,), needs_body=False,
+    ),
+    Operation("upgrade", "GET", "/api/v1/upgrade", Role.VIEW, "How the latest upgrade in place goes, or went.", "Upgrade"),
+    Operation(
+        "start_upgrade", "POST", "/api/v1/upgrade", Role.ADMIN,
+        "Replace the supervisor and its workers by the version that is installed now; answers when it has begun.", "Upgrade",
+        body=(REASON,), needs_body=False,
+    ),
+    Operation("rotation", "GET", "/api/v1/workers/restart", Role.VIEW, "How the latest replacement of workers goes, or went.", "Rotation"),
+    Operation(
+        "restart_workers", "POST", "/api/v1/workers/restart", Role.ADMIN,
+        "Replace all workers one by one, each by a new one that serves already; answers when it has begun.", "Rotation",
+        body=(REASON,), needs_body=False,
     ),
     Operation("config_diff", "GET", "/api/v1/config/diff", Role.VIEW, "Live values that the file does not have.", "Differences"),
     Operation(

@@ -249,7 +249,7 @@ class AdminChannel(http.HTTPChannel):
         if self.state is not State.HEAD:
             return
         request: AdminRequest = self.requests[-1]
-        self.persistent = self.checkPersistence(request, self._version)
+        self.persistent = self.checkPersistence(request, self._version) and not self.site.is_closing
         request.gotLength(self.length)
         request.clientproto = self._version
         request.method, request.uri = self._command, self._path
@@ -382,6 +382,9 @@ class AdminSite(server.Site):
         self.port: Any = None
         """Where connections come from; set by the owner after listening began."""
         self._making_room: IDelayedCall | None = None
+        self.is_patient = False
+        """True: at the end, who has just connected is answered too."""
+        self.is_closing = False
 
     def startFactory(self) -> None:
         """Not Site's: no access log, no clock for its lines. What changes anything is in the journal."""
@@ -425,8 +428,9 @@ class AdminSite(server.Site):
 
     def close_all(self) -> None:
         """End every connection: idle ones now, the others when they are answered or aborted by their deadline."""
+        self.is_closing = True
         for channel in list(self.channels):
-            if channel.state is State.ANSWERING:
+            if channel.state is State.ANSWERING or (self.is_patient and channel.state in (State.NEW, State.HEAD, State.BODY)):
                 channel.persistent = False
             else:
                 channel.abort()
@@ -446,8 +450,13 @@ class LocalPort(unix.Port):
         port = cls(path, factory, reactor)
         port._preexistingSocket = listening
         port._inode = os.stat(path).st_ino
+        port._shouldShutdown = False  # others may hold the same socket
         port.startListening()
         return port
+
+    def let_go(self) -> None:
+        """The path is somebody else's now."""
+        self._inode = 0
 
     def connectionLost(self, reason: Failure) -> None:
         try:

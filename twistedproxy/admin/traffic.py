@@ -21,6 +21,10 @@ class TrafficApi:
     async def _apply(self, request: Any, change: Change) -> bytes:
         raise NotImplementedError
 
+    def based_on(self, request: Any) -> int | None:
+        """The revision that If-Match names; `ChangeRefused` (412) when it is stale."""
+        raise NotImplementedError
+
     def _answer(self, request: Any, value: Any, revision: int | None = None) -> bytes:
         raise NotImplementedError
 
@@ -64,7 +68,9 @@ class TrafficApi:
         body = dict(request.arguments)
         body["every_s"] = read_duration(body, "every")
         by = request.identity.name if request.identity else ""
-        return self._answer(request, await self._control.ask("start_shift", body | {"by": by}))
+        body["expected_revision"] = self.based_on(request)
+        what = "preview_shift" if body.pop("preview", False) else "start_shift"
+        return self._answer(request, await self._control.ask(what, body | {"by": by}))
 
     async def stop_shift(self, request: Any, id: str) -> bytes:
         by = request.identity.name if request.identity else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from twistedproxy import __version__
 from twistedproxy.config import plain
 from twistedproxy.config.control import Applied, CertificateView, Entry, Snapshot
-from twistedproxy.config.model import Health, Pool, Server
+from twistedproxy.config.model import Health, Pool, Server, endpoint
 from twistedproxy.config.shares import shares as shares_of
 from twistedproxy.errors import ConfigurationError
 
@@ -37,6 +38,7 @@ def status(snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
             for address, kind in listeners
         ],
         "certificates": [certificate(view) for view in snapshot.certificates],
+        "upgrade": snapshot.upgrade,
     }
 
 
@@ -127,16 +129,47 @@ def problems(error: ConfigurationError) -> list[dict[str, Any]]:
     return [{"file": p.file, "line": p.line, "path": p.path, "message": p.message} for p in error.problems]
 
 
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that `host` is, in whatever spelling the system takes for one (0xa9fea9fe); None for a name."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return ipaddress.IPv4Address("127.0.0.1")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except (OSError, ValueError):
+            return None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64 or (address in _COMPATIBLE and int(address) > 1):
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return address.ipv4_mapped or address
+    return address
+
+
+def is_ourselves(host: str, port: int, listen: str) -> bool:
+    """Whether a server there would be the admin side, which listens at `listen`."""
+    if not listen:
+        return False
+    own = endpoint(listen if not listen.startswith(":") else f"[::]{listen}")
+    one, other = _ip(host), _ip(own.host)
+    if port != own.port or one is None:
+        return False
+    return one == other or (one.is_loopback and (other is None or other.is_unspecified or other.is_loopback))
+
+
 def why_not_a_server(host: str) -> str:
     """Why the API does not add a server at this IP address; "" when nothing speaks against it.
 
     Link-local addresses hold the credentials of cloud machines (169.254.169.254): only the file may name them.
     """
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
+    address = _ip(host)
+    if address is None:
         return ""
-    address = getattr(address, "ipv4_mapped", None) or address
     kinds = {"link-local": address.is_link_local, "unspecified": address.is_unspecified, "multicast": address.is_multicast}
     for kind, is_one in kinds.items():
         if is_one:

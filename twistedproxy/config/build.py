@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from twistedproxy.config import schema, tls_values, values
+from twistedproxy.config.caching import Cache as CacheDeclared
 from twistedproxy.config.checks import DEFAULT_HTTP, DEFAULT_HTTPS
+from twistedproxy.config.compressing import Compress, compression
 from twistedproxy.config.cpus import usable_cpus
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.model import (
     AccessLog,
     Address,
     Admin,
+    Cache,
     Eject,
     EventLog,
     HeaderEdits,
@@ -28,7 +31,9 @@ from twistedproxy.config.model import (
     Retry,
     Rewrite,
     Route,
+    RouteCache,
     Server,
+    Shedding,
     Side,
     Site,
     Sticky,
@@ -56,19 +61,22 @@ def build(document: schema.File, origin: Origin, config_file: str, state_dir: st
     if https is None and any(site.tls for site in document.sites.values()):
         address = values.parse_listen(DEFAULT_HTTPS, origin.base_dir, origin.has_ipv6)
         https = (schema.HttpListener.model_validate({"address": address}, context=origin),)
+    presets = _presets(document)
     return Model(
         state_dir=state_dir,
         config_file=config_file,
         workers=document.workers.count or usable_cpus(),
+        shedding=Shedding(document.workers.shed_lag, document.workers.shed_memory, document.workers.memory),
         admin=_admin(document.admin, state_dir),
         timeouts=timeouts,
         http=(*map(_http_listener, http or ()), *(replace(_http_listener(item), is_tls=True) for item in https or ())),
         tcp=tuple(_tcp_listener(address, listener, timeouts, origin) for address, listener in document.tcp.items()),
         pools={name: _pool(name, pool) for name, pool in document.pools.items()},
-        sites={name: _site(name, site, timeouts, document.headers) for name, site in document.sites.items()},
+        sites={name: _site(name, site, timeouts, presets) for name, site in document.sites.items()},
         logs=_logs(document.logs),
         certificates=tls_values.certificates(document.certificates),
         tests=tuple(map(_test, document.tests)),
+        cache=_cache(document.cache, state_dir),
     )
 
 
@@ -120,6 +128,7 @@ def _tcp_listener(address: str, declared: schema.TcpListener, timeouts: Timeouts
         timeouts=_timeouts(timeouts, declared.timeouts),
         tls=tls_values.listener_tls(declared.tls),
         sni=tuple(declared.sni.items()),
+        protocol=declared.protocol or "",
     )
 
 
@@ -157,7 +166,7 @@ def _health(declared: schema.Health) -> HealthCheck:
     )
 
 
-def _site(name: str, declared: schema.Site, timeouts: Timeouts, presets: Mapping[str, schema.Headers]) -> Site:
+def _site(name: str, declared: schema.Site, timeouts: Timeouts, presets: Mapping[str, Use]) -> Site:
     timeouts = _timeouts(timeouts, declared.timeouts)
 
     def route(path: str, said: schema.Route) -> Route:
@@ -176,7 +185,7 @@ def _site(name: str, declared: schema.Site, timeouts: Timeouts, presets: Mapping
     )
 
 
-def _route(path: str, declared: schema.Route, site: schema.Site, timeouts: Timeouts, presets: Mapping[str, schema.Headers]) -> Route:
+def _route(path: str, declared: schema.Route, site: schema.Site, timeouts: Timeouts, presets: Mapping[str, Use]) -> Route:
     mirror, answer, rewrite = declared.mirror, declared.respond, declared.rewrite
     return Route(
         path=path,
@@ -193,10 +202,18 @@ def _route(path: str, declared: schema.Route, site: schema.Site, timeouts: Timeo
         host=declared.host,
         request=_edits(declared.headers.request),
         response=_edits(declared.headers.response),
-        use=tuple(_use(name, presets) for name in uses_of(site, declared)),
+        use=tuple(presets.get(name) or Use(name) for name in uses_of(site, declared)),
         retry=_retry(declared.retry) if declared.retry else None,
         mirror=_mirror(mirror) if mirror else None,
+        cache=_route_cache(declared, site),
     )
+
+
+def _route_cache(declared: schema.Route, site: schema.Site) -> RouteCache | None:
+    said = declared.cache if "cache" in declared.model_fields_set else site.cache
+    if said is None or not (declared.pool or declared.split):
+        return None
+    return RouteCache(said.ttl, said.stale_while_revalidate, said.stale_if_error, said.negative, said.heuristics)
 
 
 def _mirror(declared: MirrorDeclared) -> Mirror:
@@ -204,11 +221,19 @@ def _mirror(declared: MirrorDeclared) -> Mirror:
     return Mirror(declared.pool, declared.percent, declared.compare, declared.methods, headers)
 
 
-def _use(name: str, presets: Mapping[str, schema.Headers]) -> Use:
-    kind, _, preset = name.partition(".")
-    if kind != "headers":
-        return Use(name)
-    return Use(name, _edits(presets[preset].request), _edits(presets[preset].response))
+def _presets(document: schema.File) -> dict[str, Use]:
+    """What `use` names, but for built-ins without keys."""
+    found = {
+        f"headers.{name}": Use(f"headers.{name}", _edits(said.request), _edits(said.response)) for name, said in document.headers.items()
+    }
+    uses = {use for site in document.sites.values() for use in (*site.use, *(u for r in _routes(site) for u in r.use or ()))}
+    tables = {f"compress.{name}": said for name, said in document.compress.items()} | {"compress": Compress()}
+    return found | {name: Use(name, compression=compression(said)) for name, said in tables.items() if name in uses}
+
+
+def _routes(site: schema.Site) -> Iterator[schema.Route]:
+    yield from site.routes.values()
+    yield from site.rules
 
 
 def _edits(declared: Edits) -> HeaderEdits:
@@ -226,15 +251,21 @@ def _retry(declared: schema.Retry) -> Retry:
 
 
 def _when(declared: WhenDeclared) -> When:
-    return When(declared.path, declared.method, declared.header, declared.cookie, declared.query, declared.client)
+    shown = declared.client_cert.parts if declared.client_cert else ()
+    return When(declared.path, declared.method, declared.header, declared.cookie, declared.query, declared.client, shown)
 
 
 def _test(declared: schema.Test) -> Test:
     expect = declared.expect
+    shown = declared.client_cert.parts if declared.client_cert else ()
     return Test(
-        declared.request, declared.headers, declared.client, expect.pool, expect.split, expect.path, expect.host, expect.redirect,
+        declared.request, declared.headers, declared.client, shown, expect.pool, expect.split, expect.path, expect.host, expect.redirect,
         expect.status, expect.rule, expect.headers,
     )  # fmt: skip
+
+
+def _cache(declared: CacheDeclared, state_dir: str) -> Cache:
+    return Cache(declared.path or f"{state_dir}/cache", declared.memory, declared.disk, declared.files, declared.max_object)
 
 
 def _logs(declared: schema.Logs) -> Logs:

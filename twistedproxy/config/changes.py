@@ -134,7 +134,29 @@ class ChallengeSet:
     answer: str
 
 
-Observation = HealthSeen | Ejected | Resolved | RowAssigned | CertificateRead | ChallengeSet
+@dataclass(frozen=True, slots=True)
+class HandshakeChallengeSet:
+    """What an authority wants to see in a handshake of ``acme-tls/1`` for `host` (RFC 8737), as PEM; "" when it has seen it."""
+
+    host: str
+    chain_pem: str = field(repr=False)
+    key_pem: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CachePurged:
+    """Kept answers that were asked for before `at` and that this covers are not to be given any more."""
+
+    by: str
+    """``url``, ``prefix``, ``tag`` or ``all``."""
+    what: str
+    at: float
+    """Wall-clock seconds."""
+    is_soft: bool = False
+    """They are stale, not gone."""
+
+
+Observation = HealthSeen | Ejected | Resolved | RowAssigned | CertificateRead | ChallengeSet | HandshakeChallengeSet | CachePurged
 
 _KINDS: dict[str, type[Any]] = {
     "set_weight": SetWeight,
@@ -152,6 +174,8 @@ _KINDS: dict[str, type[Any]] = {
     "row_assigned": RowAssigned,
     "certificate_read": CertificateRead,
     "challenge_set": ChallengeSet,
+    "handshake_challenge_set": HandshakeChallengeSet,
+    "cache_purged": CachePurged,
 }
 _NAMES = {cls: kind for kind, cls in _KINDS.items()}
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from twistedproxy.config import schema, tls_checks, values
+from twistedproxy.config import compressing, schema, tls_checks, values
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.locate import Path, dotted
 from twistedproxy.config.routing import ANSWERS, USES, USES_LATER, faults
@@ -124,7 +124,7 @@ def _uses(document: schema.File) -> Iterator[Finding]:
     """Names in `use` must exist."""
     named: list[tuple[Path, tuple[str, ...]]] = [(("sites", name, "use"), site.use) for name, site in document.sites.items()]
     named += [((*path, "use"), route.use or ()) for path, route in _all_routes(document)]
-    known = (*USES, *(f"headers.{name}" for name in document.headers))
+    known = (*USES, *(f"headers.{name}" for name in document.headers), *(f"compress.{name}" for name in document.compress))
     for path, uses in named:
         for index, name in enumerate(uses):
             if name.partition(".")[0] in USES_LATER:
@@ -132,6 +132,8 @@ def _uses(document: schema.File) -> Iterator[Finding]:
             elif name not in known:
                 hint = values.did_you_mean(name, known)
                 yield (*path, index), f"there is no {values.shown(name)} to use.{hint} There are {', '.join(known[:20])}"
+    for name, table in document.compress.items():
+        yield from ((("compress", name, key), message) for key, message in compressing.faults(table))
     for name, pool in document.pools.items():
         if pool.sticky is not None and pool.sticky.cookie is None:
             yield ("pools", name, "sticky"), "needs a cookie here; for a stable hash use balance = " + '"source_ip" or "hash:…"'

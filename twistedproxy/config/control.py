@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from twistedproxy.config.changes import Change, HealthSeen
 from twistedproxy.config.model import Model
+from twistedproxy.errors import ChangeRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,12 @@ class Terms:
     """Only say what would happen."""
 
 
+def check_revision(expected: int | None, now: int) -> None:
+    """`ChangeRefused` (412) when somebody else was faster: nobody overwrites what they have not seen."""
+    if expected is not None and expected != now:
+        raise ChangeRefused(412, f"you changed revision {expected}, the proxy is at revision {now}; look again and retry")
+
+
 @dataclass(frozen=True, slots=True)
 class ShareChange:
     """A server whose part of its pool's traffic changes."""
@@ -40,12 +47,36 @@ class ShareChange:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitChange:
+    """A side of a split whose part of the route's traffic changes."""
+
+    site: str
+    path: str
+    pool: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Of a pool that goes by keys: what a copy of its balancer made of the requests recorded lately."""
+
+    pool: str
+    requests: int
+    """How many were replayed; 0: none came lately, and shares are by weight."""
+    moved: float
+    """Part of them that would go to another server."""
+
+
+@dataclass(frozen=True, slots=True)
 class Preview:
     """What a change would do."""
 
     changes: tuple[Mapping[str, Any], ...] = ()
     """As the journal would describe it."""
     shares: tuple[ShareChange, ...] = ()
+    splits: tuple[SplitChange, ...] = ()
+    replays: tuple[Replay, ...] = ()
     closing: int = 0
     """Open sessions that would be closed, at once or at the end of their time to finish."""
 
@@ -135,6 +166,8 @@ class Snapshot:
     """At least one worker serves and none lags behind the latest revision by over 5 s."""
     unresolved: frozenset[tuple[str, str]] = frozenset()
     """Servers whose host name has never had an address."""
+    upgrade: Mapping[str, Any] | None = None
+    """The latest upgrade in place: state, reason and who; None: there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,8 @@ class ServerTls:
     """Asked for in SNI and looked for in the certificate; "": the server's own host or IP address."""
     pair: KeyPair | None = None
     """Our certificate, for servers that ask for one."""
+    starttls: str = ""
+    """``postgres`` or ``mysql``: asked for in that protocol's own way; "": TLS from the first byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,8 @@ class SiteTls:
     client_ca: str = ""
     """File of the authorities whose certificates clients must show; "": none is asked for."""
     min_version: str = "1.2"
+    directory: str = ""
+    """With ``auto``: which of the directories makes it; "": that of `certificates.acme`."""
 
     def key_names(self, site: str) -> tuple[str, str]:
         """Under which names the workers keep its certificate; meaningless for ``files``."""
@@ -270,6 +274,8 @@ class TcpListener:
     """TLS ends here, plain TCP goes on."""
     sni: tuple[tuple[str, str], ...] = ()
     """(host, pool): TLS is passed through, and the name in the ClientHello picks the pool; `pool` is "" then."""
+    protocol: str = ""
+    """``mysql``: TLS begins in the middle of a protocol in which the server speaks first."""
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -289,6 +295,8 @@ class When:
     query: tuple[tuple[str, tuple[str, ...]], ...] = ()
     client: tuple[str, ...] = ()
     """Networks."""
+    client_cert: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(``subject``, ``san`` or ``sha256``, values of which any may match)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,12 +351,50 @@ class HeaderEdits:
 
 
 @dataclass(frozen=True, slots=True)
+class Compression:
+    codings: tuple[str, ...]
+    """In order of preference."""
+    types: tuple[str, ...]
+    """Media types, lower case: ``text/html``, ``text/*``, or an end such as ``+json``."""
+    min_size: int
+    levels: tuple[tuple[str, int], ...]
+    """By coding."""
+    decompress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Use:
     """One entry of `use`: a built-in by its bare name, or a table of the file by ``kind.name``, with what that table says."""
 
     name: str
     request: HeaderEdits = HeaderEdits()
     response: HeaderEdits = HeaderEdits()
+    compression: Compression | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteCache:
+    """Answers of a route are kept and given again. None: as the server says."""
+
+    ttl_s: float | None = None
+    stale_while_revalidate_s: float | None = None
+    stale_if_error_s: float | None = None
+    negative: tuple[tuple[int, float], ...] = ()
+    """(status, seconds) of errors that are kept."""
+    heuristics: bool = False
+    """Freshness is guessed from Last-Modified where nobody says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Where answers are kept; sizes in bytes, per machine."""
+
+    directory: str = ""
+    memory: int = 64 * 1024 * 1024
+    disk: int = 1024 * 1024 * 1024
+    """0: nothing but the memory."""
+    files: int = 100_000
+    max_object: int = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +425,7 @@ class Route:
     retry: Retry | None = None
     """None: the pool's."""
     mirror: Mirror | None = None
+    cache: RouteCache | None = None
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -422,6 +469,8 @@ class Test:
     """``METHOD URL``."""
     headers: tuple[tuple[str, str], ...] = ()
     client: str = "127.0.0.1"
+    client_cert: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(``subject``, ``san`` or ``sha256``, what the client shows there)."""
     pool: str | None = None
     split: tuple[tuple[str, int | None], ...] | None = None
     """Sides, with their weights where the test names them."""
@@ -478,12 +527,32 @@ class Acme:
     email: str = ""
     ca: str = ""
     """File of the authorities that vouch for the directory itself; "": the system's."""
+    challenge: str = "http-01"
+    """``http-01`` or ``tls-alpn-01``: how it checks that a host leads here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
     files: tuple[KeyPair, ...] = ()
     acme: Acme = field(default_factory=Acme)
+    directories: Mapping[str, Acme] = field(default_factory=dict)
+    """More of them, by name."""
+
+    def authority(self, name: str) -> Acme:
+        """The one with this name; "": the default."""
+        return self.directories[name] if name else self.acme
+
+
+@dataclass(frozen=True, slots=True)
+class Shedding:
+    """From when on a worker refuses requests to stay alive."""
+
+    lag_s: float = 0.5
+    """Requests wait so long before anybody looks at them."""
+    memory: float = 0.95
+    """This share of the memory limit is in use."""
+    memory_bytes: int | None = None
+    """The limit, for all workers together, besides those of the cgroup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,6 +562,7 @@ class Model:
     state_dir: str = ""
     config_file: str = ""
     workers: int = 1
+    shedding: Shedding = field(default_factory=Shedding)
     admin: Admin = field(default_factory=Admin)
     timeouts: Timeouts = field(default_factory=Timeouts)
     http: tuple[HttpListener, ...] = ()
@@ -501,6 +571,12 @@ class Model:
     sites: Mapping[str, Site] = field(default_factory=dict)
     logs: Logs = field(default_factory=Logs)
     tests: tuple[Test, ...] = ()
+    cache: Cache = field(default_factory=Cache)
+
+    @property
+    def has_cache(self) -> bool:
+        """Is any route's answer kept? Without, no store is made."""
+        return any(route.cache for site in self.sites.values() for route in site.all_routes)
 
     @property
     def sticky_pools(self) -> frozenset[str]:

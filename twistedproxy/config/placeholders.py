@@ -18,7 +18,7 @@ from twistedproxy.config.locate import Path, dotted
 MOST_FILE_BYTES = 64 * 1024
 VARIABLES = frozenset({
     "client_ip", "client_port", "scheme", "host", "port", "method", "path", "query", "request_id", "site", "pool", "server",
-    "tls_version", "tls_sni", "client_cert_subject", "client_cert_sha256",
+    "tls_version", "tls_sni", "client_cert_subject", "client_cert_san", "client_cert_sha256",
 })  # fmt: skip
 """Filled in for each request, not when the file is read."""
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from twistedproxy.config import routing, schema, tls
+from twistedproxy.config import compressing, routing, schema, tls
+from twistedproxy.config.client_certs import ClientCertificate
 from twistedproxy.config.kinds import Kind, Section, ShortForm
 
 PAGE = "docs/configuration.md"
@@ -38,16 +39,19 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ('"/PATH" of a site, table form', schema.Route),
     ('[[sites."HOST".rules]]: all keys of a route, and', routing.Rule),
     ("when, of a rule", routing.When),
+    ("client_cert, of when and of a test", ClientCertificate),
     ("respond, of a route", routing.Respond),
     ("rewrite, of a route", routing.Rewrite),
     ("headers, of a route; [headers.NAME]", routing.Headers),
     ("headers.request and headers.response", routing.Edits),
+    ("[compress.NAME]", compressing.Compress),
+    ("compress.NAME.level", compressing.Levels),
     ("sticky, of a pool or a split", routing.Sticky),
     ("mirror, of a route", routing.Mirror),
     ('[tcp."ADDRESS"]', schema.TcpListener),
     ("tls, of a TCP listener", tls.ListenerTls),
     ("[certificates]", tls.Certificates),
-    ("certificates.acme", tls.Acme),
+    ("certificates.acme; [certificates.directories.NAME]", tls.Acme),
     ("certificates.files", tls.KeyPair),
     ("[logs]", schema.Logs),
     ("logs.access", schema.AccessLog),

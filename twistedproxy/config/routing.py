@@ -12,12 +12,14 @@ from pydantic_core import CoreSchema
 
 from twistedproxy.config import kinds, patterns, values
 from twistedproxy.config.basics import LIVE, ROUTES, Networks, Retry, Timeouts, text_value
+from twistedproxy.config.caching import RouteCacheOrTtl
+from twistedproxy.config.client_certs import ClientCertificate
 from twistedproxy.config.kinds import Json, Kind, Origin, Section, ShortForm, key
 from twistedproxy.config.tls import SiteTlsOrText
 
-USES = ("security_headers",)
+USES = ("security_headers", "compress")
 """Built-ins that `use` names bare."""
-USES_LATER = ("compress", "cache", "limits", "auth")
+USES_LATER = ("limits", "auth")
 _FRAMING = frozenset(
     {"connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect"}
 )
@@ -284,7 +286,7 @@ class Rewrite(Section):
 class Route(Section):
     """What happens to requests below a path. A text stands for a table with this `pool`. Exactly one of the first four keys."""
 
-    later: ClassVar[tuple[str, ...]] = ("cache", "auth", "limits", "maintenance", "maintenance_allow")
+    later: ClassVar[tuple[str, ...]] = ("auth", "limits", "maintenance", "maintenance_allow")
 
     pool: kinds.Name | None = key(None, "The pool that serves it.", reload=LIVE)
     split: dict[kinds.Name, _SIDES] = key(
@@ -307,11 +309,17 @@ class Route(Section):
     headers: Headers = key({}, "Header edits, after those of `use`.", reload=LIVE)
     use: Annotated[tuple[str, ...], _kind("list of: name", "names", _uses, {"type": "array"})] | None = key(
         None,
-        'Built-ins (`"security_headers"`) and presets (`"headers.NAME"`), outermost first, after those of the site; `[]`: none at all.',
+        'Built-ins (`"security_headers"`, `"compress"`) and presets (`"headers.NAME"`, `"compress.NAME"`), outermost first, after those of'
+        " the site; `[]`: none at all.",
         reload=LIVE,
     )
     sticky: StickyOrText | None = key(None, "Keep a client on its side of the split.", reload=LIVE)
     mirror: Mirror | None = key(None, "Copy requests to another pool.", reload=LIVE)
+    cache: RouteCacheOrTtl = key(
+        None,
+        "Keep answers and give them again: a duration, a table, or `{}` to follow the server's fields. Default: the site's.",
+        reload=LIVE,
+    )
     retry: Retry | None = key(
         None, "In place of the pool's, as a whole; only `budget` cannot be said here, it is the pool's own.", reload=LIVE
     )
@@ -330,6 +338,7 @@ class When(Section):
     cookie: Wanted = key({}, "Cookies.", reload=LIVE)
     query: Wanted = key({}, "Query parameters, decoded.", reload=LIVE)
     client: Networks = key((), "Networks of the client.", reload=LIVE, max_length=10_000)
+    client_cert: ClientCertificate | None = key(None, "The certificate that the client shows.", reload=LIVE)
 
 
 class Rule(Route):
@@ -359,7 +368,7 @@ class Site(Section):
     """
 
     later: ClassVar[tuple[str, ...]] = (
-        "sticky", "cache", "headers", "host", "rewrite", "redirect", "respond", "auth", "limits", "http2",
+        "sticky", "headers", "host", "rewrite", "redirect", "respond", "auth", "limits", "http2",
     )  # fmt: skip
 
     names: tuple[kinds.Host, ...] = key((), "More hosts of this site.", reload=LIVE, max_length=1000)
@@ -373,8 +382,11 @@ class Site(Section):
     )
     timeouts: Timeouts | None = key(None, "Differing from `[timeouts]`, for all routes.", reload=LIVE)
     use: Annotated[tuple[str, ...], _kind("list of: name", "names", _uses, {"type": "array"})] = key(
-        [], 'Built-ins (`"security_headers"`) and presets (`"headers.NAME"`) for all routes, outermost first.', reload=LIVE
+        [],
+        'Built-ins (`"security_headers"`, `"compress"`) and presets (`"headers.NAME"`, `"compress.NAME"`) for all routes, outermost first.',
+        reload=LIVE,
     )
+    cache: RouteCacheOrTtl = key(None, "For all routes that ask a pool and say nothing of their own; see there.", reload=LIVE)
     maintenance: kinds.Flag = key(False, "Answer 503 with Retry-After to everybody but `maintenance_allow`.", reload=LIVE)
     maintenance_allow: Networks = key((), "Networks that are served during maintenance.", reload=LIVE, max_length=10_000)
     rules: tuple[Rule, ...] = key((), "Routes chosen by more than the path, asked first, in their order.", reload=LIVE, max_length=1000)
@@ -430,11 +442,12 @@ class Test(Section):
     client: Annotated[str, _kind("IP address", "an IP address", lambda v: values.parse_network(v).partition("/")[0])] = key(
         "127.0.0.1", "The client's address.", reload=LIVE
     )
+    client_cert: ClientCertificate | None = key(None, "The certificate that the client shows; `*` has no meaning here.", reload=LIVE)
     expect: Expect = key(..., "What must become of it.", reload=LIVE)
 
 
 ANSWERS = ("pool", "split", "redirect", "respond")
-_FOR_SERVERS = ("strip", "rewrite", "host", "retry", "mirror")
+_FOR_SERVERS = ("strip", "rewrite", "host", "retry", "mirror", "cache")
 
 
 def faults(route: Route) -> Iterator[tuple[str, str]]:
@@ -460,9 +473,8 @@ def faults(route: Route) -> Iterator[tuple[str, str]]:
 
 
 def uses_of(site: Site, route: Route) -> tuple[str, ...]:
-    """What a route uses, its site's first."""
+    """What a route uses, its site's first; of several ways to compress the last, which is the nearest to the route."""
     own = route.use
-    inherited = site.use
-    if own is None:
-        return inherited
-    return tuple(dict.fromkeys((*inherited, *own))) if own else ()
+    names = site.use if own is None else (*site.use, *own) if own else ()
+    compress = [name for name in names if name.partition(".")[0] == "compress"][-1:]
+    return tuple(name for name in dict.fromkeys(names) if name.partition(".")[0] != "compress" or name in compress)

@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from twistedproxy.config import kinds, values
 from twistedproxy.config.basics import LIVE, NEW, RESTART, ROUTES, Networks, Retry, Timeouts, text_value
+from twistedproxy.config.caching import Cache
+from twistedproxy.config.compressing import Compress
 from twistedproxy.config.kinds import Json, Section, ShortForm, key
 from twistedproxy.config.routing import (
     Headers,
@@ -106,11 +108,29 @@ class Listen(Section):
 # Process
 
 
+def _is_some_memory(share: float) -> float:
+    if share < 0.1:
+        raise ValueError(f"is {share:.0%}: a worker needs more than that at rest; say 10% or more")
+    return share
+
+
 class Workers(Section):
     """Processes that carry the traffic."""
 
     count: Annotated[int, kinds.integer(1, 256)] | None = key(
         None, "How many. Default: the CPUs this process may use (affinity and cgroup quota).", reload=LIVE
+    )
+    shed_lag: Annotated[float, kinds.duration("10ms", "1m")] = key(
+        "500ms", "When requests wait so long before anybody looks at them, a part of them is answered 503 at once.", reload=LIVE
+    )
+    shed_memory: Annotated[kinds.Percent, AfterValidator(_is_some_memory)] = key(
+        "95%",
+        "When so much of the memory limit is in use, requests are answered 503 and TCP listeners accept nobody; from 3 % less on,"
+        " client connections are not kept.",
+        reload=LIVE,
+    )
+    memory: Annotated[int, kinds.size("32MiB", "100000GiB")] | None = key(
+        None, "Memory limit of all workers together. Those of the cgroup hold as well, and alone when this is absent.", reload=LIVE
     )
 
 
@@ -295,6 +315,12 @@ class TcpListener(Section):
         reload=LIVE,
         max_length=10_000,
     )
+    protocol: Annotated[str, kinds.choice("mysql")] | None = key(
+        None,
+        "MySQL and MariaDB agree on TLS inside their own protocol, in which the server speaks first: say so when TLS ends or"
+        " begins here (`starttls` of the pool). Others need no such key: PostgreSQL's request for TLS is recognised.",
+        reload=LIVE,
+    )
     mode: kinds.Mode | None = key(None, "File mode of a unix socket.", reload=LIVE)
     allow: Networks = key((), "Networks that may connect; everybody when there are none.", reload=NEW, max_length=10_000)
     deny: Networks = key((), "Networks that may not; wins over `allow`.", reload=NEW, max_length=10_000)
@@ -342,7 +368,7 @@ class File(Section):
     """The whole file."""
 
     later: ClassVar[tuple[str, ...]] = (
-        "udp", "limits", "auth", "cache", "compress", "security_headers", "middleware", "tls", "geo",
+        "udp", "limits", "auth", "security_headers", "middleware", "tls", "geo",
     )  # fmt: skip
 
     version: Annotated[int, kinds.integer(0, 1_000_000), AfterValidator(_is_version_1)] = key(
@@ -360,6 +386,8 @@ class File(Section):
     tcp: dict[str, TcpListener] = key({}, "TCP listeners, by address.", reload=LIVE, max_length=1000)
     logs: Logs = key({}, "Logs.", reload=LIVE)
     certificates: Certificates = key({}, "Where certificates come from.", reload=LIVE)
+    cache: Cache = key({}, "Where answers are kept, for routes with `cache`.", reload=LIVE)
+    compress: dict[kinds.Name, Compress] = key({}, 'Ways to compress, named in `use` as `"compress.NAME"`.', reload=LIVE, max_length=1000)
     headers: dict[kinds.Name, Headers] = key(
         {}, 'Presets of header edits, named in `use` as `"headers.NAME"`.', reload=LIVE, max_length=1000
     )

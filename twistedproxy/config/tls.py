@@ -12,7 +12,8 @@ from twistedproxy.config.kinds import Section, ShortForm
 from twistedproxy.config.kinds import key as declare  # "key" is a key here
 
 SOURCES = ("auto", "files")
-_SITE_ALLOWED = '"auto", "files" or a table with cert and key'
+CHALLENGES = ("http-01", "tls-alpn-01")
+_SITE_ALLOWED = '"auto", "files", { auto = "NAME" } or a table with cert and key'
 
 
 class KeyPair(Section):
@@ -41,6 +42,9 @@ class SiteTls(Section):
         reload=LIVE,
         alias="from",
     )
+    auto: kinds.Name | None = declare(
+        None, "In place of `from`: made by the authority of `certificates.directories` with this name.", reload=LIVE
+    )
     cert: kinds.FileName | None = declare(None, "The certificate, those of its chain behind it (PEM).", reload=LIVE)
     key: kinds.FileName | None = declare(None, "Its private key, without a password (PEM).", reload=LIVE)
     client_ca: kinds.FileName | None = declare(
@@ -50,9 +54,13 @@ class SiteTls(Section):
 
     @model_validator(mode="after")
     def _has_one_source(self) -> SiteTls:
+        if self.from_ is not None and self.auto is not None:
+            raise ValueError("has from and auto; keep one of the two")
         if self.from_ is not None and (self.cert or self.key):
             raise ValueError(f"has cert or key and from = {self.from_!r}; keep one of the two")
-        if self.from_ is None and not (self.cert and self.key):
+        if self.auto is not None and (self.cert or self.key):
+            raise ValueError(f"has cert or key and auto = {self.auto!r}; keep one of the two")
+        if self.from_ is None and self.auto is None and not (self.cert and self.key):
             raise ValueError(f"needs both cert and key; allowed is {_SITE_ALLOWED}")
         return self
 
@@ -79,6 +87,9 @@ class ServerTls(Section):
     )
     cert: kinds.FileName | None = declare(None, "Our own certificate, for servers that ask for one (PEM).", reload=NEW)
     key: kinds.FileName | None = declare(None, "Its private key, without a password (PEM).", reload=NEW)
+    starttls: Annotated[str, kinds.choice("postgres", "mysql")] | None = declare(
+        None, "Servers begin in the clear and are asked for TLS in this protocol's own way. Absent: TLS from the first byte.", reload=NEW
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ServerTls:
@@ -97,12 +108,18 @@ ServerTlsOrFlag = Annotated[ServerTls | None, ShortForm("true or table", "true, 
 
 
 class Acme(Section):
-    """The authority that makes certificates for `tls = "auto"` (RFC 8555); needs the extra `acme`."""
+    """An authority that makes certificates for `tls = "auto"` (RFC 8555); needs the extra `acme`."""
 
     directory: kinds.Text = declare("https://acme-v02.api.letsencrypt.org/directory", "Its directory URL.", reload=LIVE)
     email: kinds.Text | None = declare(None, "Where it may write to, for instance before a certificate ends.", reload=LIVE)
     ca: kinds.FileName | None = declare(
         None, "Authorities that vouch for the directory's own HTTPS (PEM). Default: the system's.", reload=LIVE
+    )
+    challenge: Annotated[str, kinds.choice(*CHALLENGES)] = declare(
+        "http-01",
+        'How it checks that a host leads here. `"http-01"`: by a request over plain HTTP on port 80 (RFC 8555 8.3).'
+        ' `"tls-alpn-01"`: by a TLS handshake on port 443 (RFC 8737).',
+        reload=LIVE,
     )
 
 
@@ -110,6 +127,9 @@ class Certificates(Section):
     """What `tls = "auto"` and `tls = "files"` need."""
 
     acme: Acme = declare({}, "For `auto`.", reload=LIVE)
+    directories: dict[kinds.Name, Acme] = declare(
+        {}, 'More authorities, by name, for `tls = { auto = "NAME" }`: keys as in `certificates.acme`.', reload=LIVE, max_length=100
+    )
     files: tuple[KeyPair, ...] = declare(
         (), "For `files`: certificates that are matched by the names inside.", reload=LIVE, max_length=10_000
     )

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from twistedproxy.config import schema, values
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.locate import Path
-from twistedproxy.config.tls import ListenerTls, ServerTls
+from twistedproxy.config.tls import Acme, ListenerTls, ServerTls, SiteTls
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 Finding = tuple[Path, str]
 Quote = Callable[[Path, str], str]
+STARTTLS = ("postgres", "mysql")
 ACME_HINT = "pip install 'twistedproxy[acme]'"
 
 
@@ -31,12 +32,16 @@ def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote:
     for name, pool in document.pools.items():
         if pool.tls is not None:
             yield from _pool(("pools", name, "tls"), pool, pool.tls, files)
-    acme = document.certificates.acme
+    yield from _directory(("certificates", "acme"), document.certificates.acme, files, quote)
+    for name, acme in document.certificates.directories.items():
+        yield from _directory(("certificates", "directories", name), acme, files, quote)
+
+
+def _directory(path: Path, acme: Acme, files: _Files, quote: Quote) -> Iterator[Finding]:
     if acme.ca is not None:
-        yield from files.authorities(("certificates", "acme", "ca"), acme.ca)
+        yield from files.authorities((*path, "ca"), acme.ca)
     if not acme.directory.startswith("https://"):
-        path: Path = ("certificates", "acme", "directory")
-        yield path, f"{quote(path, acme.directory)} is not an https:// URL"
+        yield (*path, "directory"), f"{quote((*path, 'directory'), acme.directory)} is not an https:// URL"
 
 
 class _Files:
@@ -107,6 +112,11 @@ def _sites(document: schema.File, tree: Mapping[str, Any], files: _Files) -> Ite
     for name, site in document.sites.items():
         path: Path = ("sites", name, "tls")
         tls = site.tls
+        for index, rule in enumerate(site.rules):
+            if rule.when.client_cert is not None and (tls is None or tls.client_ca is None):
+                where: Path = ("sites", name, "rules", index, "when", "client_cert")
+                yield where, "can never match: this site asks for no certificate; give its tls a client_ca"
+        yield from _clear(document, name, site)
         if tls is None:
             if site.redirect_http:
                 yield ("sites", name, "redirect_http"), "is true, but the site has no tls to send clients to; add tls or remove it"
@@ -118,21 +128,46 @@ def _sites(document: schema.File, tree: Mapping[str, Any], files: _Files) -> Ite
         hosts = _hosts(name, site.names)
         if tls.from_ == "files":
             yield from _covered(path, hosts, known)
-        elif tls.from_ == "auto":
-            if importlib.util.find_spec("acme") is None or importlib.util.find_spec("josepy") is None:
-                yield path, f'"auto" needs packages that are not installed: {ACME_HINT}'
-            for host in hosts:
-                if "*" in host:
-                    yield (
-                        path,
-                        f'"auto" cannot make a certificate for {values.shown(host)}: authorities check single hosts; '
-                        "name each host (`names`), or get a wildcard certificate elsewhere and give its files",
-                    )
+        elif tls.from_ == "auto" or tls.auto is not None:
+            yield from _automatic(path, tls, hosts, document, tree)
     listen = tree.get("listen")
     if isinstance(listen, dict) and listen.get("https") and not any(site.tls for site in document.sites.values()):
         in_tree = tree.get("sites")
         if not any(isinstance(site, dict) and "tls" in site for site in (in_tree.values() if isinstance(in_tree, dict) else ())):
             yield ("listen", "https"), "has no certificate to show: no site has tls; add it to a site, or remove https"
+
+
+def _automatic(path: Path, tls: SiteTls, hosts: list[str], document: schema.File, tree: Mapping[str, Any]) -> Iterator[Finding]:
+    if importlib.util.find_spec("acme") is None or importlib.util.find_spec("josepy") is None:
+        yield path, f'"auto" needs packages that are not installed: {ACME_HINT}'
+    for host in hosts:
+        if "*" in host:
+            yield (
+                path,
+                f'"auto" cannot make a certificate for {values.shown(host)}: authorities check single hosts; '
+                "name each host (`names`), or get a wildcard certificate elsewhere and give its files",
+            )
+    certificates = tree.get("certificates")
+    named = certificates.get("directories") if isinstance(certificates, dict) else None
+    named = named if isinstance(named, dict) else {}
+    if tls.auto is not None and tls.auto not in named:
+        hint = values.did_you_mean(tls.auto, named) or ' Add it, or write tls = "auto" for the one of certificates.acme'
+        yield (*path, "auto"), f"there is no certificates.directories.{tls.auto}.{hint}"
+        return
+    authority = document.certificates.directories.get(tls.auto) if tls.auto is not None else document.certificates.acme
+    listen = tree.get("listen")
+    if authority is not None and authority.challenge == "http-01" and isinstance(listen, dict) and listen.get("http") == []:
+        yield path, 'is checked over plain HTTP (http-01), but listen.http is empty; add one, or challenge = "tls-alpn-01" to its directory'
+
+
+def _clear(document: schema.File, name: str, site: schema.Site) -> Iterator[Finding]:
+    """Pools that begin in the clear speak a protocol that no site speaks."""
+    routes = [*((("rules", i), rule) for i, rule in enumerate(site.rules)), *(((path,), route) for path, route in site.routes.items())]
+    for where, route in routes:
+        for pool in (route.pool, *route.split):
+            for kind in STARTTLS:
+                if _asks_for(document, pool, kind):
+                    yield ("sites", name, *where), f"leads to {values.shown(pool)}, whose servers speak {kind} (tls.starttls), not HTTP"
 
 
 def _hosts(name: str, more: tuple[str, ...]) -> list[str]:
@@ -165,6 +200,15 @@ def _tcp(document: schema.File, tree: Mapping[str, Any], files: _Files, quote: Q
             yield from _listener(path, listener.tls, files)
         if listener.sni and listener.tls is not None:
             yield (*path, "sni"), "passes TLS through untouched, tls ends it here; keep one of the two"
+        if listener.sni and listener.protocol is not None:
+            yield (*path, "sni"), "cannot pick a server for MySQL: the server speaks before the client names anybody; use pool"
+        asks_mysql = _asks_for(document, listener.pool, "mysql")
+        if asks_mysql and listener.protocol is None:
+            yield (*path, "pool"), 'has servers that are asked for TLS in the way of MySQL (starttls); add protocol = "mysql" here'
+        elif listener.protocol is not None and listener.tls is None and not asks_mysql and listener.pool in document.pools:
+            yield (*path, "protocol"), "is of use only with TLS: add tls here, or starttls to the pool's tls, or remove protocol"
+        elif listener.protocol is not None and _has_tls(document, listener.pool) and not asks_mysql:
+            yield (*path, "pool"), 'has tls without starttls = "mysql": MySQL servers do not begin with TLS; add it to the pool\'s tls'
         asked = tree.get("tcp", {}).get(address, {}).get("sni", {})
         if len(asked) != len(listener.sni):
             yield (*path, "sni"), "names a host twice; case and a trailing dot make no difference"
@@ -175,6 +219,17 @@ def _tcp(document: schema.File, tree: Mapping[str, Any], files: _Files, quote: Q
                 yield (*path, "sni", host), "balances by a part of HTTP, which TLS hides; give the pool another balance"
             elif pool in document.pools and document.pools[pool].tls is not None:
                 yield (*path, "sni", host), "has tls, but what comes here is TLS already; name a pool without tls"
+
+
+def _has_tls(document: schema.File, name: str | None) -> bool:
+    pool = document.pools.get(name or "")
+    return pool is not None and pool.tls is not None
+
+
+def _asks_for(document: schema.File, name: str | None, protocol: str) -> bool:
+    """Has the pool servers that are asked for TLS in the way of `protocol`?"""
+    pool = document.pools.get(name or "")
+    return pool is not None and pool.tls is not None and pool.tls.starttls == protocol
 
 
 def _listener(path: Path, tls: ListenerTls, files: _Files) -> Iterator[Finding]:
@@ -190,3 +245,8 @@ def _pool(path: Path, pool: schema.Pool, tls: ServerTls, files: _Files) -> Itera
         yield from files.pair(path, tls.cert, tls.key)
     if tls.verify and tls.name is None and any(server.address.startswith("unix:") for server in pool.servers):
         yield path, 'a server on a unix socket has no host name to look for in its certificate; add name = "…"'
+    spoken = next((kind for kind in ("http", *values.PROBES) if pool.health is not None and getattr(pool.health, kind)), "tcp")
+    if tls.starttls is None and spoken in STARTTLS:
+        yield path, f'{spoken} servers are asked for TLS before it begins; add starttls = "{spoken}"'
+    elif tls.starttls is not None and spoken not in (tls.starttls, "tcp"):
+        yield (*path, "starttls"), f'is {tls.starttls}, but the health check speaks {spoken}; its kind may be "{tls.starttls}" or "tcp"'

@@ -13,7 +13,9 @@ def _pair(cert: str | None, key: str | None) -> KeyPair | None:
 def site_tls(declared: tls.SiteTls | None) -> SiteTls | None:
     if declared is None:
         return None
-    return SiteTls(declared.from_ or "pair", _pair(declared.cert, declared.key), declared.client_ca or "", declared.min_version)
+    source = declared.from_ or ("auto" if declared.auto else "pair")
+    pair = _pair(declared.cert, declared.key)
+    return SiteTls(source, pair, declared.client_ca or "", declared.min_version, declared.auto or "")
 
 
 def listener_tls(declared: tls.ListenerTls | None) -> SiteTls | None:
@@ -25,10 +27,13 @@ def listener_tls(declared: tls.ListenerTls | None) -> SiteTls | None:
 def server_tls(declared: tls.ServerTls | None) -> ServerTls | None:
     if declared is None:
         return None
-    return ServerTls(declared.verify, declared.ca or "", declared.name or "", _pair(declared.cert, declared.key))
+    return ServerTls(declared.verify, declared.ca or "", declared.name or "", _pair(declared.cert, declared.key), declared.starttls or "")
 
 
 def certificates(declared: tls.Certificates) -> Certificates:
-    acme = declared.acme
     files = tuple(KeyPair(pair.cert, pair.key) for pair in declared.files)
-    return Certificates(files, Acme(acme.directory, acme.email or "", acme.ca or ""))
+    return Certificates(files, _acme(declared.acme), {name: _acme(acme) for name, acme in declared.directories.items()})
+
+
+def _acme(declared: tls.Acme) -> Acme:
+    return Acme(declared.directory, declared.email or "", declared.ca or "", declared.challenge)

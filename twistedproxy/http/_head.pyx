@@ -111,13 +111,14 @@ cdef enum:
     INTERNAL = 2048
     NOMINATED = 4096
     CLAIM = 8192
+    CONDITIONS = 65536  # of tables only: a field's kind has no room for it
     KINDS = 16383
     STAYS = 16384  # scratch of write_h1
     TIDY = 32768  # the line is exactly "Name: value CR LF"
 
 if (Kind.HOST, Kind.CONTENT_LENGTH, Kind.TRANSFER_ENCODING, Kind.CONNECTION, Kind.HOP_BY_HOP, Kind.FORWARDED, Kind.REQUEST_ID, Kind.EXPECT,
-        Kind.DATE, Kind.SERVER, Kind.VIA, Kind.INTERNAL, Kind.NOMINATED, Kind.CLAIM) != (
-        HOST, LENGTH, CODING, CONNECTION, HOP, FORWARDED, REQUEST_ID, EXPECT, DATE, SERVER, VIA, INTERNAL, NOMINATED, CLAIM) or (
+        Kind.DATE, Kind.SERVER, Kind.VIA, Kind.INTERNAL, Kind.NOMINATED, Kind.CLAIM, Kind.CONDITIONS) != (
+        HOST, LENGTH, CODING, CONNECTION, HOP, FORWARDED, REQUEST_ID, EXPECT, DATE, SERVER, VIA, INTERNAL, NOMINATED, CLAIM, CONDITIONS) or (
         _NO_BODY, _CHUNKED, _UNTIL_CLOSE, _MAX_LOG_PIECES) != (NO_BODY, CHUNKED, UNTIL_CLOSE, MAX_LOG_PIECES):
     raise ImportError("the native head codec was built for another twistedproxy.http.messages; build it again")
 
@@ -209,9 +210,13 @@ cdef int _kind(const unsigned char* p, Py_ssize_t n) noexcept nogil:
     if n == 14:
         return LENGTH if c == b"c" and TP_IS(p, b"content-length") else HOP if c == b"h" and TP_IS(p, b"http2-settings") else 0
     if n == 6:
-        return SERVER if c == b"s" and TP_IS(p, b"server") else EXPECT if c == b"e" and TP_IS(p, b"expect") else 0
+        return SERVER if c == b"s" and TP_IS(p, b"server") else EXPECT if c == b"e" and TP_IS(p, b"expect") else (
+            CONDITIONS if c == b"p" and TP_IS(p, b"pragma") else 0)
+    if n == 13:
+        return CONDITIONS if (c == b"c" and TP_IS(p, b"cache-control")) or (c == b"a" and TP_IS(p, b"authorization")) or (
+            c == b"i" and TP_IS(p, b"if-none-match")) else 0
     if n == 17:
-        return CODING if c == b"t" and TP_IS(p, b"transfer-encoding") else 0
+        return CODING if c == b"t" and TP_IS(p, b"transfer-encoding") else CONDITIONS if c == b"i" and TP_IS(p, b"if-modified-since") else 0
     if n == 7:
         return HOP if (c == b"u" and TP_IS(p, b"upgrade")) or (c == b"t" and TP_IS(p, b"trailer")) else 0
     if n == 2:
@@ -223,7 +228,11 @@ cdef int _kind(const unsigned char* p, Py_ssize_t n) noexcept nogil:
     if n == 16:
         return HOP if c == b"p" and TP_IS(p, b"proxy-connection") else 0
     if n == 19:
-        return HOP if c == b"p" and TP_IS(p, b"proxy-authorization") else 0
+        return HOP if c == b"p" and TP_IS(p, b"proxy-authorization") else CONDITIONS if c == b"i" and TP_IS(p, b"if-unmodified-since") else 0
+    if n == 5:
+        return CONDITIONS if c == b"r" and TP_IS(p, b"range") else 0
+    if n == 8:
+        return CONDITIONS if c == b"i" and (TP_IS(p, b"if-match") or TP_IS(p, b"if-range")) else 0
     return 0
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 from random import random
 from typing import TYPE_CHECKING, Any
 
-from twistedproxy.errors import BadHead, NoRoute, NoServer, UnderMaintenance
+from twistedproxy.errors import BadHead, NoRoute, NoServer, ProxyError, UnderMaintenance
 from twistedproxy.http.adjust import adjusted
+from twistedproxy.http.codings import Effort
 from twistedproxy.http.destination import Destination, cookie
 from twistedproxy.http.exchange import NONE_TRIED, Exchange, State, host_of
 from twistedproxy.http.messages import LocalResponse, RequestHead, ResponseHead
@@ -23,6 +24,7 @@ from twistedproxy.http.mirror import Comparison, Shadow
 from twistedproxy.http.routes import Decision, no_route_detail
 from twistedproxy.http.splits import cookie_value
 from twistedproxy.http.sticky import server_behind, server_token
+from twistedproxy.http.transformed import TransformedExchange
 from twistedproxy.http.variables import tls_fact
 from twistedproxy.pool.pool import Lease
 from twistedproxy.pool.queue import Queued
@@ -39,7 +41,7 @@ def act(exchange: Exchange, decision: Decision[Destination]) -> Decision[Destina
     return exchange.begin(decision)
 
 
-class ActingExchange(Exchange):
+class ActingExchange(TransformedExchange):
     """An exchange on a route with actions."""
 
     actions: Actions
@@ -81,6 +83,11 @@ class ActingExchange(Exchange):
     @property
     def server(self) -> str:
         return self._lease.server.address if self._lease is not None else ""
+
+    @property
+    def effort(self) -> Effort:
+        """What this listener may spend on codings."""
+        return self.front.effort
 
     def tls(self, what: str) -> str:
         return tls_fact(self.connection.client.tls, what)
@@ -197,7 +204,14 @@ class ActingExchange(Exchange):
     def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
         if self._comparison is not None:
             self._comparison.original(head, body)
-        super().respond(self._incoming(head), length, body, is_done)
+        self.forget_transform()  # of an answer that was not good enough
+        self.answer_size = len(body) if is_done and self.method != b"HEAD" else head.content_length if length <= 0 else length
+        try:
+            head = self._incoming(head)
+        except ProxyError as error:
+            self.fail(error)
+            return
+        super().respond(head, length, body, is_done)
 
     def response_data(self, data: bytes, is_done: bool) -> None:
         if self._comparison is not None:

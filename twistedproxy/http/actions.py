@@ -6,12 +6,15 @@ is here. `explain` and tests in the file use the same objects on requests that a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from twistedproxy.config.model import HeaderEdits, Mirror, Route, Site
+from twistedproxy.config import model
+from twistedproxy.config.model import HeaderEdits, Mirror, Route, RouteCache, Site
 from twistedproxy.http.messages import LocalResponse
 from twistedproxy.http.middleware.chain import Chain, Edits, Line
+from twistedproxy.http.middleware.compression import Compression
 from twistedproxy.http.middleware.headers import Headers
 from twistedproxy.http.middleware.security_headers import SecurityHeaders
 from twistedproxy.http.rewrite import Rewriting
@@ -25,7 +28,7 @@ Answer = Callable[[Subject], LocalResponse]
 class Actions:
     """Everything a request on this route meets."""
 
-    __slots__ = ("answer", "chain", "host", "maintenance", "mirror", "prefix", "rewriting", "split")
+    __slots__ = ("answer", "cache", "chain", "host", "kept", "maintenance", "mirror", "prefix", "rewriting", "split")
 
     def __init__(self, site: Site, route: Route, prefix: bytes, matched: bytes, split: Split[Any] | None) -> None:
         """`prefix` is what `strip` removes, `matched` what a redirect replaces."""
@@ -37,7 +40,14 @@ class Actions:
         self.host = Template(route.host) if route.host else None
         self.chain = Chain(_middlewares(route))
         self.mirror: Mirror | None = route.mirror
+        self.cache: RouteCache | None = route.cache
         self.answer = _answer(route, matched)
+        self.kept: dict[tuple[bytes, bytes], Any] | None = {} if self._does_nothing_but_cache(route) else None
+        """Of a route that only keeps answers: those used lately as they go out, by (authority, target) as clients sent them."""
+
+    def _does_nothing_but_cache(self, route: Route) -> bool:
+        changes = self.split or self.maintenance or self.prefix or self.host or self.chain or self.mirror or self.answer
+        return route.cache is not None and not changes
 
     def path(self, path: bytes, query: bytes) -> tuple[bytes, bytes]:
         """(path, query) as the server is asked for them."""
@@ -52,19 +62,35 @@ def compile_actions(site: Site, route: Route, prefix: bytes, matched: bytes, spl
     """None when requests on `route` only pass through; `is_sticky`: a pool it leads to brings clients back to their server."""
     does_more = (
         split is not None or site.is_in_maintenance or prefix or route.rewrite or route.host or route.mirror
-        or route.redirect or route.respond or route.use or is_sticky
+        or route.redirect or route.respond or route.use or is_sticky or route.cache
         or route.request != HeaderEdits() or route.response != HeaderEdits()
     )  # fmt: skip
-    return Actions(site, route, prefix, matched, split) if does_more else None
+    if not does_more:
+        return None
+    actions = Actions(site, route, prefix, matched, split)
+    if is_sticky:
+        actions.kept = None
+    return actions
 
 
 def _middlewares(route: Route) -> list[Any]:
     found: list[Any] = []
     for use in route.use:
-        found.append(SecurityHeaders() if use.name == "security_headers" else Headers(_edits(use.request), _edits(use.response)))
+        if use.compression is not None:
+            found.append(_compression(use.compression))
+        elif use.name == "security_headers":
+            found.append(SecurityHeaders())
+        else:
+            found.append(Headers(_edits(use.request), _edits(use.response)))
     if route.request != HeaderEdits() or route.response != HeaderEdits():
         found.append(Headers(_edits(route.request), _edits(route.response)))
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _compression(spec: model.Compression) -> Compression:
+    """One for all routes that use the same table."""
+    return Compression(spec.codings, spec.types, spec.min_size, spec.levels, spec.decompress)
 
 
 def _edits(spec: HeaderEdits) -> Edits:

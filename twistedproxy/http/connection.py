@@ -251,8 +251,15 @@ class FrontConnection(Timed):
         if not self._is_paused:
             self._is_paused = True
             self.transport.pauseProducing()
+            self.transport.watch_hangup(self._hung_up)
             if self.reading is _BODY:
                 self.front.wheel.disarm(self)
+
+    def _hung_up(self) -> None:
+        """FIN came while nothing is read (faults F5): what a client that leaves has sent before its answer began is for nobody."""
+        exchange = self.exchange
+        if exchange is not None and exchange.state not in (State.RESPONDING, State.TUNNEL):
+            exchange.client_gone(ClientGone("the client closed the connection"))
 
     def resume_reading(self) -> None:
         if self._is_paused:

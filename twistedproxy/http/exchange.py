@@ -19,6 +19,8 @@ Class attributes are the defaults of per-request state: a request pays only for 
 from __future__ import annotations
 
 import enum
+from random import random
+from time import time
 from typing import TYPE_CHECKING
 
 from twistedproxy.clock import NEVER
@@ -42,7 +44,7 @@ from twistedproxy.http.h1 import chunk, last_chunk, response_head
 from twistedproxy.http.local import SPECIAL, date, forwards_field
 from twistedproxy.http.messages import CHUNKED, Kind, LocalResponse, RequestHead, ResponseHead
 from twistedproxy.http.record import outcome_of, record
-from twistedproxy.http.retries import NOTHING_SENT, REUSED, Retries
+from twistedproxy.http.retries import LONGEST_WAIT_S, NOTHING_SENT, REUSED, Pause, Retries, wait_asked_for
 from twistedproxy.http.routes import Decision
 from twistedproxy.http.tunnel import has_agreed, tunnel
 from twistedproxy.http.upload import SPLICE_FROM
@@ -110,8 +112,14 @@ class Exchange:
     head_at = -1.0
     """When the response head came; negative before."""
     response_idle_s = 60.0
+    is_recorded = True
+    """It is a client's: counted and logged."""
+    served_from = ""
+    """The server whose answer this is, when another exchange got it."""
     _lease: Lease | None = None
-    _queued: Queued | None = None
+    _queued: Queued | Pause | None = None
+    _retry_after_s = 0.0
+    """What the server that refused asked for."""
     _attempt: Attempt | None = None
     _upstream: UpstreamConnection | None = None
     _splice: Splice | None = None
@@ -148,9 +156,13 @@ class Exchange:
         head = self.head
         if head.kinds & _UNUSUAL and self._is_answered(head, body_length):
             return
-        decision = self.decision = self.front.route(head, self.client_ip)
+        decision = self.decision = self.front.route(head, self.client_ip, None, None, self.connection.client.tls)
         if decision is None:
-            self.fail(self.front.no_decision(head))
+            error = self.front.no_decision(head)
+            if isinstance(error, Refusal):
+                self._refuse(error)
+            else:
+                self.fail(error)
             return
         if decision.actions is not None:
             decision = self.front.act(self, decision)
@@ -259,10 +271,39 @@ class Exchange:
         """The pool's word, at once or after a wait in its queue."""
         self._queued = None
         if isinstance(answer, Refusal):
+            if self._retries is not None and isinstance(answer, NoServer) and self._goes_back(self._retries):
+                return
             # After a failed attempt, that failure says more than "no server is left".
-            self.fail(self.error if self.error is not None and isinstance(answer, NoServer) else answer)
+            self._refuse(self.error if self.error is not None and isinstance(answer, NoServer) else answer)
         else:
             self._go(answer)
+
+    def _goes_back(self, retries: Retries) -> bool:
+        """No server is left that was not tried: perhaps one of those, in a moment."""
+        seconds = retries.go_back(random())
+        if seconds >= 0:
+            self._pause(seconds)
+        return seconds >= 0
+
+    def _pause(self, seconds: float) -> None:
+        self.state = State.QUEUED
+        self._queued = Pause(self.front.wheel, seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._queued = None
+        assert self.decision is not None
+        self._acquire(self.decision.destination)
+
+    def _refuse(self, error: ProxyError) -> None:
+        """Answer with `error`; in a flood of refusals only after a moment."""
+        if self.front.pacing.holds(self._held_refusal, error):
+            self.state = State.QUEUED
+        else:
+            self.fail(error)
+
+    def _held_refusal(self, error: ProxyError) -> None:
+        if self.state is State.QUEUED:
+            self.fail(error)
 
     def _go(self, lease: Lease) -> None:
         self._lease = lease
@@ -336,6 +377,8 @@ class Exchange:
         else:
             head, path, host = self.outgoing_head(upstream.server)
         more = destination.via if self.method not in SPECIAL else destination.via + forwards_field(head)
+        if self._retries is not None:
+            more += self._retries.field
         data = connection.client.request(head, path, host, more, self.request_id, length, self._upgrade)
         if length:
             held = self._held
@@ -381,8 +424,11 @@ class Exchange:
         lease, decision, upstream = self._lease, self.decision, self._upstream
         assert lease is not None and decision is not None
         destination = decision.destination
-        retries = self._retries = self._retries or Retries(destination)
-        if self.connection.is_gone or (self.is_request_complete and self.front.seconds() >= self.connection.response_deadline):
+        retries = self._retries = self._retries or Retries(destination, self.head.get(b"x-retry-attempt") is not None)
+        wait, self._retry_after_s = self._retry_after_s, 0.0
+        if wait > LONGEST_WAIT_S or self.connection.is_gone:
+            return False
+        if self.is_request_complete and self.front.seconds() + wait >= self.connection.response_deadline:
             return False
         if not retries.allow(reason, lease.server, self.method, self.is_request_complete and self._held is not None):
             return False
@@ -393,14 +439,24 @@ class Exchange:
             upstream.close()
         lease.release(outcome)
         self.front.metrics.retries[(destination.pool.name, reason)] += 1
-        self._acquire(destination)
+        if wait:
+            self._pause(wait)
+        else:
+            self._acquire(destination)
         return True
 
+    def _is_not_wanted(self, head: ResponseHead) -> bool:
+        """Whether this answer of a server, a 429 or one from 502 on, is dropped for another attempt."""
+        if self.decision is None or str(head.status) not in self.decision.destination.retry_on:
+            return False
+        self._retry_after_s = wait_asked_for(head.get(b"retry-after"), time())
+        return self._try_for_better(head.status)
+
     def _try_for_better(self, status: int) -> bool:
-        """A server answered 502, 503 or 504: ask another where that is wanted; if there is none, the client gets this status."""
+        """A server answered such a status: ask another where that is wanted; if there is none, the client gets this status."""
         error = self.error = ServerError(f"the server answered {status}")
         error.status = status
-        return self._try_again(str(status), Outcome.FAILED)
+        return self._try_again(str(status), Outcome.FAILED if status >= 500 else Outcome.NEUTRAL)
 
     def attempt_log(self, server: str) -> list[dict[str, object]]:
         """What was tried, for `why`; `server` is where it ended, "" when no server was left."""
@@ -428,7 +484,7 @@ class Exchange:
     def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
         """The head of the answer, what came of its body, and whether that was all."""
         status = head.status
-        if status >= 502 and self._try_for_better(status):
+        if (status >= 502 or status == 429) and self._is_not_wanted(head):
             return
         self.state = _RESPONDING
         self.status = status
@@ -437,7 +493,7 @@ class Exchange:
         self._response_length = length
         connection = self.connection
         is_http10 = self.head.minor == 0
-        if not self.is_request_complete or self.front.is_draining or (is_http10 and length < 0):
+        if not self.is_request_complete or self.front.is_closing or (is_http10 and length < 0):
             self.keep_alive = False  # the last: only the close can end a body without a length for a client that knows no chunks
         out = forwarding.response(head, length, is_http10, self.keep_alive)
         if body or (is_done and length < 0):
@@ -449,7 +505,10 @@ class Exchange:
             return
         connection.stop_waiting()
         upstream = self._upstream
-        if upstream is not None and upstream.body_left >= SPLICE_FROM and upstream.transport.is_plain and connection.transport.is_plain:
+        # The length is unknown, whatever the server's, where a transform sees the body (`transformed`).
+        if upstream is None or length < SPLICE_FROM or upstream.body_left < SPLICE_FROM:
+            return
+        if upstream.transport.is_plain and connection.transport.is_plain:
             self._splice = relay_exactly(upstream.transport, connection.transport, upstream.body_left, self._spliced, self._splice_done)
 
     def response_data(self, data: bytes, is_done: bool) -> None:
@@ -556,13 +615,21 @@ class Exchange:
 
     def answer(self, local: LocalResponse) -> None:
         """Send a response made here and finish."""
-        if not self.is_request_complete or self.front.is_draining:
+        if not self.is_request_complete or self.front.is_closing:
             self.keep_alive = False
         self.state = _RESPONDING
         self.status = local.status
         body = b"" if self.method == b"HEAD" else local.body
         self.bytes_sent = len(body)
         self.connection.write(response_head(local, self.head.minor, self.keep_alive, date()) + body)
+        self._finish()
+
+    def give(self, data: bytes, status: int, body_length: int) -> None:
+        """Send a whole answer as it is, head and body, and finish."""
+        self.state = _RESPONDING
+        self.status = status
+        self.bytes_sent = body_length
+        self.connection.write(data)
         self._finish()
 
     # FINISH
@@ -583,7 +650,7 @@ class Exchange:
         if upstream is not None:
             self._upstream = None
             upstream.release(self.error is None and self.is_request_complete, now)
-        server = ""
+        server = self.served_from
         if lease is not None:
             self._lease = None
             server = lease.server.address
@@ -591,7 +658,8 @@ class Exchange:
             lease.release(outcome, self.head_at - self.started if self.head_at >= 0 else -1.0)
         if self._retries is not None:
             self._retries.done()
-        record(self, server, now - self.started)
+        if self.is_recorded:
+            record(self, server, now - self.started)
         self.connection.exchange_done(self, now)
 
     def _outcome(self) -> Outcome:

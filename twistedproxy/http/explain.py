@@ -7,40 +7,27 @@ daemon, by the API, for ``X-Revproxy-Explain`` on live requests, and by the test
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from twistedproxy.clock import Wheel
-from twistedproxy.config.model import Health, Route
-from twistedproxy.config.model import Pool as PoolSpec
+from twistedproxy.config.model import Route
 from twistedproxy.errors import ProxyError
 from twistedproxy.http.destination import cookie, key_function
 from twistedproxy.http.forwarding import Client
 from twistedproxy.http.head import Limits, parse_request
 from twistedproxy.http.local import SPECIAL, forwards_field
+from twistedproxy.http.matching import Imagined as Shown
 from twistedproxy.http.messages import LocalResponse, RequestHead
 from twistedproxy.http.middleware.chain import Outgoing
 from twistedproxy.http.routes import Decision, Router, Trace
 from twistedproxy.http.sticky import server_behind
 from twistedproxy.http.variables import tls_fact
-from twistedproxy.pool.pool import Lease, Pool
+from twistedproxy.pool.pool import Lease
+from twistedproxy.pool.twin import Known, twin
 
 REQUEST_ID = b"explain"
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A pool, and what is known of its servers now."""
-
-    spec: PoolSpec
-    health: Mapping[str, Health] = field(default_factory=dict)
-    """By address; what is not there is unknown."""
-    ejected: frozenset[str] = frozenset()
-    unresolved: frozenset[str] = frozenset()
-    """Servers whose host name has no address; those of a file alone are taken to have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +40,13 @@ class Question:
     port: int
     live: Any = None
     """The exchange, of a request that is not only imagined."""
+    shown: Any = None
+    """What the client's TLS tells of it: facts or `matching.Imagined`; None without TLS."""
 
 
-def question(method: str, url: str, headers: Sequence[tuple[str, str]] = (), client: str = "127.0.0.1") -> Question:
+def question(
+    method: str, url: str, headers: Sequence[tuple[str, str]] = (), client: str = "127.0.0.1", shown: Shown | None = None
+) -> Question:
     """`ValueError` says what is wrong with it; `BadHead` is what a client would be told."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -70,7 +61,7 @@ def question(method: str, url: str, headers: Sequence[tuple[str, str]] = (), cli
     head = parse_request(("\r\n".join(lines) + "\r\n\r\n").encode(), Limits(max_head=1 << 20, max_request_line=65536, max_field=65536))
     if head is None:
         raise ValueError("the method, URL and headers make no request")
-    return Question(head, client, parts.scheme, parts.port or (443 if parts.scheme == "https" else 80))
+    return Question(head, client, parts.scheme, parts.port or (443 if parts.scheme == "https" else 80), shown=shown)
 
 
 class Imagined:
@@ -81,6 +72,7 @@ class Imagined:
 
     def __init__(self, asked: Question, decision: Decision[Any]) -> None:
         self.live = asked.live
+        self._shown = asked.shown
         self.head = asked.head
         self.outgoing = asked.head
         self.client_ip = asked.client
@@ -97,7 +89,7 @@ class Imagined:
         return 0 if self.live is None else self.live.connection.client_port
 
     def tls(self, what: str) -> str:
-        return "" if self.live is None else tls_fact(self.live.connection.client.tls, what)
+        return tls_fact(self._shown, what)
 
 
 Explanation = dict[str, Any]
@@ -113,7 +105,7 @@ def explain(
         "site": None, "rule": None, "path": None, "pool": None, "split": None, "server": None, "servers": [], "response": None,
         "steps": trace.steps, "request": None,
     }  # fmt: skip
-    decision = router.route(asked.head, asked.client, draw, trace)
+    decision = router.route(asked.head, asked.client, draw, trace, asked.shown)
     if decision is None:
         _answered(answer, 404, None)
         return answer
@@ -187,13 +179,7 @@ def _act(router: Router[Any], decision: Decision[Any], imagined: Imagined, answe
 def _pick(known: Known, route: Route, imagined: Imagined, answer: Explanation) -> str:
     """The server a copy of the balancer picks, "" for none; tells of every server."""
     spec, steps = known.spec, answer["steps"]
-    pool = Pool(spec, seconds=_now, wheel=Wheel(_now), random=random.Random(0))
-    for server in pool.servers:
-        if not server.endpoints and server.address not in known.unresolved:
-            pool.resolve(server.address, [_ANYWHERE])
-        pool.observe_health(server.address, known.health.get(server.address, Health.UNKNOWN))
-        if server.address in known.ejected:
-            pool.eject(server.address, 1.0)
+    pool = twin(known)
     key_of = key_function(spec.balance)
     prefer = None
     if spec.sticky is not None and spec.sticky.cookie is not None:
@@ -251,14 +237,3 @@ def _request(decision: Decision[Any], imagined: Imagined, answer: Explanation, v
         "headers": pairs,
     }
     answer["steps"].append(f"the server is asked: {start}")
-
-
-def _now() -> float:
-    return 0.0
-
-
-class _Anywhere:
-    """An address that is never connected to."""
-
-
-_ANYWHERE: Any = _Anywhere()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from html import escape
 
 from twistedproxy.errors import ProxyError, UnderMaintenance
@@ -28,15 +29,21 @@ def failure_response(error: ProxyError, head: RequestHead | None, request_id: by
         body = _PAGE.format(status=status, title=title, detail=escape(detail), request_id=escape(request_id.decode("latin-1"))).encode()
     else:
         kind = b"application/problem+json"
-        body = json.dumps(
-            {"type": "about:blank", "title": title, "status": status, "detail": detail, "instance": request_id.decode("latin-1")}
-        ).encode()
+        start = _problem(status, title, detail) if status >= 500 else _problem.__wrapped__(status, title, detail)
+        body = b"%b%b}" % (start, json.dumps(request_id.decode("latin-1")).encode())
     fields = [(b"Content-Type", kind), (b"Cache-Control", b"no-store"), (b"X-Request-Id", request_id)]
     if error.retry_after_s:
         fields.append((b"Retry-After", b"%d" % error.retry_after_s))
     if status == 405:
         fields.append((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     return LocalResponse(status, body, tuple(fields))
+
+
+@lru_cache(maxsize=64)
+def _problem(status: int, title: str, detail: str) -> bytes:
+    """A problem up to its instance. Cached where `detail` is ours alone: refusing must be cheap."""
+    text = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    return text[:-1].encode() + b', "instance": '
 
 
 def prefers_html(accept: bytes) -> bool:

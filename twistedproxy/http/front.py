@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from random import random
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -15,12 +16,14 @@ from twistedproxy.clock import Wheel
 from twistedproxy.config.model import HttpListener, Timeouts
 from twistedproxy.errors import NoRoute, Overloaded, ProxyError
 from twistedproxy.http.acting import act
+from twistedproxy.http.codings import Effort
 from twistedproxy.http.connection import IDLE_LINGER_S, FrontConnection
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import Exchange
 from twistedproxy.http.head import Limits
 from twistedproxy.http.messages import LocalResponse, RequestHead
 from twistedproxy.http.mirror import Mirrors
+from twistedproxy.http.pacing import Pacing
 from twistedproxy.http.routes import Decision, Router, no_route_detail
 from twistedproxy.http.stories import Stories
 from twistedproxy.net.networks import Networks
@@ -31,6 +34,9 @@ from twistedproxy.observability.metrics import Metrics
 
 CROWDED_KEEPALIVE_S = 5.0
 """How long an idle connection is kept while the listener is close to its maximum."""
+
+SHORT_KEEPALIVE_S = 1.0
+"""The same while memory is short."""
 
 
 class HttpFront:
@@ -49,19 +55,23 @@ class HttpFront:
         on_closed: Callable[[], None] = lambda: None,
         mirrors: Mirrors | None = None,
         stories: Stories | None = None,
+        pacing: Pacing | None = None,
         explainer: Callable[[Exchange], LocalResponse | None] | None = None,
     ) -> None:
         self.reactor = reactor
         self.wheel = wheel
         self.seconds = wheel.seconds
         self._shed_share = 0.0
+        self._shed_why = Overloaded("the proxy has too much to do")
         self.router = router
         self.timeouts = timeouts
         self.metrics = metrics
         self.counts = metrics.listener(listener.address)
+        self.effort = Effort(metrics.coded, metrics.coding_eased)
         self.access_log = access_log
         self.mirrors = mirrors
         self.stories = stories
+        self.pacing = pacing or Pacing(reactor)
         self.explainer = explainer
         """Answers a request that asks for its own trace, if it may."""
         self.act = act
@@ -76,6 +86,8 @@ class HttpFront:
         self.port = 0
         """The port clients connect to; 0 until the first has come, and for a unix socket."""
         self.is_draining = False
+        self.is_closing = False
+        """Every answer is the last of its connection."""
         self._roomy_timeouts: Timeouts | None = None
         """The configured ones, while the listener is crowded."""
         self._on_closed = on_closed
@@ -98,24 +110,25 @@ class HttpFront:
         self._router = router
         self._choose_route()
 
-    def shed(self, share: float) -> None:
+    def shed(self, share: float, why: Overloaded) -> None:
         """Refuse this share of the requests from now on: the worker cannot keep up."""
+        self._shed_why = why
         if share != self._shed_share:
             self._shed_share = share
             self._choose_route()
 
     def _choose_route(self) -> None:
-        route: Callable[[RequestHead, str], Decision[Destination] | None] = self._router.route
+        route: Callable[..., Decision[Destination] | None] = self._router.route
         self.route = self._route_some if self._shed_share else route
         """Where a request of this client goes; None: `no_decision` says why."""
 
-    def _route_some(self, head: RequestHead, client: str) -> Decision[Destination] | None:
-        return None if random() < self._shed_share else self._router.route(head, client)
+    def _route_some(self, head: RequestHead, client: str, *more: Any) -> Decision[Destination] | None:
+        return None if random() < self._shed_share else self._router.route(head, client, *more)
 
     def no_decision(self, head: RequestHead) -> ProxyError:
         """Why `route` gave None."""
         if self._shed_share and self._router.route(head, "") is not None:
-            return Overloaded("the proxy has too much to do")
+            return self._shed_why
         return NoRoute(no_route_detail(self._router, head))
 
     def accept(self, sock: socket.socket, ip: str, port: int) -> None:
@@ -157,9 +170,16 @@ class HttpFront:
             if not self.is_draining and self.timeouts.keepalive_s == CROWDED_KEEPALIVE_S:
                 self.timeouts = roomy
 
+    def mind_memory(self, is_short: bool) -> None:
+        """While memory is short no connection is kept beyond its answer."""
+        if is_short and not self.is_closing:
+            for connection in tuple(self._connections):
+                connection.keep_no_longer(SHORT_KEEPALIVE_S)
+        self.is_closing = is_short or self.is_draining
+
     def drain(self) -> None:
         """Answer what is on the way, announce the close, let idle connections go."""
-        self.is_draining = True
+        self.is_draining = self.is_closing = True
         self.timeouts = replace(self.timeouts, keepalive_s=min(self.timeouts.keepalive_s, IDLE_LINGER_S))
         for connection in tuple(self._connections):
             connection.drain()

@@ -13,7 +13,7 @@ from twistedproxy.http.messages import Kind
 _OTHER, _HOST, _LENGTH, _CODING = Kind.OTHER, Kind.HOST, Kind.CONTENT_LENGTH, Kind.TRANSFER_ENCODING
 _CONNECTION, _HOP, _FORWARDED, _REQUEST_ID = Kind.CONNECTION, Kind.HOP_BY_HOP, Kind.FORWARDED, Kind.REQUEST_ID
 _EXPECT, _DATE, _SERVER, _VIA = Kind.EXPECT, Kind.DATE, Kind.SERVER, Kind.VIA
-_INTERNAL, _NOMINATED, _CLAIM = Kind.INTERNAL, Kind.NOMINATED, Kind.CLAIM
+_INTERNAL, _NOMINATED, _CLAIM, _CONDITIONS = Kind.INTERNAL, Kind.NOMINATED, Kind.CLAIM, Kind.CONDITIONS
 
 KNOWN: dict[bytes, int] = {
     b"host": _HOST, b"content-length": _LENGTH, b"transfer-encoding": _CODING, b"connection": _CONNECTION,
@@ -21,6 +21,8 @@ KNOWN: dict[bytes, int] = {
     b"proxy-authorization": _HOP, b"http2-settings": _HOP,
     b"forwarded": _FORWARDED, b"x-forwarded-for": _FORWARDED, b"x-forwarded-proto": _FORWARDED, b"x-forwarded-host": _FORWARDED,
     b"x-forwarded-port": _FORWARDED, b"x-request-id": _REQUEST_ID, b"expect": _EXPECT, b"date": _DATE, b"server": _SERVER, b"via": _VIA,
+    b"cache-control": _CONDITIONS, b"pragma": _CONDITIONS, b"authorization": _CONDITIONS, b"range": _CONDITIONS, b"if-range": _CONDITIONS,
+    b"if-match": _CONDITIONS, b"if-none-match": _CONDITIONS, b"if-modified-since": _CONDITIONS, b"if-unmodified-since": _CONDITIONS,
     b"x-real-ip": _CLAIM, b"x-original-url": _CLAIM, b"x-rewrite-url": _CLAIM,
 }  # fmt: skip
 

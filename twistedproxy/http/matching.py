@@ -7,6 +7,8 @@ in the text whatever it holds: the pieces between its stars are looked for one a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from twistedproxy.config.model import When
@@ -43,8 +45,36 @@ class Glob:
         return True
 
 
-Condition = Callable[[RequestHead, str], str]
-"""Why a request from a client's IP does not match; "" when it does."""
+class Certificate(Protocol):
+    """What a client's TLS told of it: `tls.clients.ClientTls`, or what is only imagined."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def sha256(self) -> str:
+        """Empty without a certificate."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Imagined:
+    """The certificate of a client that is only imagined (`explain`, tests in the file)."""
+
+    subject: str = ""
+    names: tuple[str, ...] = ()
+    sha256: str = ""
+    version: str = ""
+    name: str = ""
+
+
+class Condition(Protocol):
+    """Why a request from a client's IP does not match; "" when it does."""
+
+    def __call__(self, head: RequestHead, client: str, shown: Certificate | None = None, /) -> str: ...
+
+
 _Values = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -59,35 +89,52 @@ def conditions(when: When) -> tuple[Condition, ...]:
         found.append(_client(when.client))
     for kind, wanted, read in (("header", when.header, _header), ("query", when.query, _query), ("cookie", when.cookie, _cookie)):
         found += [_value(kind, name, values, read(name)) for name, values in wanted]
+    found += [_certificate(part, values) for part, values in when.client_cert]
     return tuple(found)
 
 
 def _method(wanted: frozenset[bytes]) -> Condition:
     named = ", ".join(sorted(m.decode() for m in wanted))
-    return lambda head, client: "" if head.method in wanted else f"method is {head.method.decode('latin-1')}, not {named}"
+    return lambda head, client, shown=None: "" if head.method in wanted else f"method is {head.method.decode('latin-1')}, not {named}"
 
 
 def _path(glob: Glob) -> Condition:
-    return lambda head, client: "" if glob.matches(head.path) else f"path does not match {glob.text!r}"
+    return lambda head, client, shown=None: "" if glob.matches(head.path) else f"path does not match {glob.text!r}"
 
 
 def _client(cidrs: tuple[str, ...]) -> Condition:
     networks = Networks(cidrs)
     named = ", ".join(cidrs[:5]) + (" …" if len(cidrs) > 5 else "")
-    return lambda head, client: "" if networks.contains(client) else f"client {client or 'without an IP'} is not in {named}"
+    return lambda head, client, shown=None: "" if networks.contains(client) else f"client {client or 'without an IP'} is not in {named}"
 
 
 def _value(kind: str, name: str, values: tuple[str, ...], read: Callable[[RequestHead], Iterable[bytes]]) -> Condition:
     globs = [Glob(value) for value in values]
     named = " or ".join(map(repr, values))
 
-    def condition(head: RequestHead, client: str) -> str:
+    def condition(head: RequestHead, client: str, shown: Certificate | None = None) -> str:
         is_there = False
         for value in read(head):
             is_there = True
             if any(glob.matches(value) for glob in globs):
                 return ""
         return f"{kind} {name} is not {named}" if is_there else f"{kind} {name} is absent"
+
+    return condition
+
+
+def _certificate(part: str, values: tuple[str, ...]) -> Condition:
+    """`part` is ``subject``, ``san`` (any of the names) or ``sha256``."""
+    globs = [Glob(value) for value in values]
+    named = " or ".join(map(repr, values))
+
+    def condition(head: RequestHead, client: str, shown: Certificate | None = None) -> str:
+        if shown is None or not (shown.sha256 or shown.subject or shown.names):
+            return "the client has shown no certificate"
+        found = shown.names if part == "san" else (shown.subject if part == "subject" else shown.sha256,)
+        if any(glob.matches(text.encode()) for text in found for glob in globs):
+            return ""
+        return f"client_cert {part} is {' and '.join(map(repr, found)) or 'absent'}, not {named}"
 
     return condition
 

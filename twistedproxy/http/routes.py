@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from twistedproxy.config.model import Route, Site
 from twistedproxy.http.actions import Actions, compile_actions
-from twistedproxy.http.matching import Condition, conditions
+from twistedproxy.http.matching import Certificate, Condition, conditions
 from twistedproxy.http.messages import RequestHead
 from twistedproxy.http.splits import Split
 
@@ -65,10 +65,10 @@ class _Rule(Generic[T]):
         self.decision = decision
         self.conditions = wanted
 
-    def objection(self, head: RequestHead, client: str) -> str:
+    def objection(self, head: RequestHead, client: str, shown: Certificate | None) -> str:
         """Why the rule does not match; "" when it does."""
         for condition in self.conditions:
-            why = condition(head, client)
+            why = condition(head, client, shown)
             if why:
                 return why
         return ""
@@ -97,7 +97,7 @@ class _Paths(Generic[T]):
         self.only = self._root if not self._whole and self._longest <= 1 else None
         """The site's decision for every path, when it has but the route "/"."""
 
-    def find(self, head: RequestHead, client: str) -> Decision[T] | None:
+    def find(self, head: RequestHead, client: str, shown: Certificate | None) -> Decision[T] | None:
         return self.by_path(head.path)
 
     def by_path(self, path: bytes) -> Decision[T] | None:
@@ -137,10 +137,10 @@ class _RuledPaths(_Paths[T]):
             self._nothing = Decision(site.name, nowhere, bind(site, nowhere), compile_actions(site, nowhere, b"", b"", None, False))
         self.only = None
 
-    def find(self, head: RequestHead, client: str) -> Decision[T] | None:
+    def find(self, head: RequestHead, client: str, shown: Certificate | None) -> Decision[T] | None:
         for rule in self.rules:
             for condition in rule.conditions:
-                if condition(head, client):
+                if condition(head, client, shown):
                     break
             else:
                 return rule.decision
@@ -204,24 +204,35 @@ class Router(Generic[T]):
         paths = self._site(host)
         return "" if paths is None else paths.name
 
-    def route(self, head: RequestHead, client: str, draw: float | None = None, trace: Trace | None = None) -> Decision[T] | None:
+    def route(
+        self, head: RequestHead, client: str, draw: float | None = None, trace: Trace | None = None, shown: Certificate | None = None
+    ) -> Decision[T] | None:
         """The decision for this request; None when no site has its host or the site no route for its path.
 
-        `client` is the client's IP; `draw` in [0, 1) picks a side where traffic is split. Equal arguments give equal decisions. Without
-        a draw the decision of a split is the split itself: the data path draws (`side_of`) only where there is something to draw.
+        `client` is the client's IP, `shown` what its TLS tells of it; `draw` in [0, 1) picks a side where traffic is split. Equal
+        arguments give equal decisions. Without a draw the decision of a split is the split itself: the data path draws (`side_of`) only
+        where there is something to draw.
         """
         paths = self._exact.get(head.host) if self._exact else None
         if paths is None:
             paths = self._site(head.host) if self._suffix else self._any
-        decision = None if paths is None else paths.only or paths.find(head, client)
+        decision = None if paths is None else paths.only or paths.find(head, client, shown)
         if draw is not None:
             if trace is not None:
-                self._explain(head, client, paths, decision, trace)
+                self._explain(head, client, shown, paths, decision, trace)
             if decision is not None:
                 decision = side_of(decision, head, client, draw)
         return decision
 
-    def _explain(self, head: RequestHead, client: str, paths: _Paths[T] | None, decision: Decision[T] | None, trace: Trace) -> None:
+    def _explain(
+        self,
+        head: RequestHead,
+        client: str,
+        shown: Certificate | None,
+        paths: _Paths[T] | None,
+        decision: Decision[T] | None,
+        trace: Trace,
+    ) -> None:
         host, path = head.host.decode("latin-1"), head.path.decode("latin-1")
         if paths is None:
             known = sorted(name.decode() for name in (*self._exact, *(b"*" + s for s in self._suffix)))
@@ -230,7 +241,7 @@ class Router(Generic[T]):
             return
         trace.steps.append(f"host {host!r} is site {paths.name!r}")
         for rule in paths.rules:
-            why = rule.objection(head, client)
+            why = rule.objection(head, client, shown)
             trace.steps.append(f"{rule.decision.route.path}: no, {why}" if why else f"{rule.decision.route.path}: yes, all of it matches")
             if not why:
                 return

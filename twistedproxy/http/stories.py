@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twistedproxy.errors import ProxyError
+from twistedproxy.errors import ClientGone, ProxyError, Refusal
 
 if TYPE_CHECKING:
     from twistedproxy.http.exchange import Exchange
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 KEPT = 500
 SLOW_S = 5.0
 """A request is slow when its response head took this long, queue and retries included."""
+MANY_PER_S = 50
+"""Refusals (queue full, no server, overload) and clients gone that are remembered; a flood of them would drive out all else."""
 _LONGEST = 300
 _MOST_SERVERS = 50
 
@@ -28,6 +30,8 @@ class Stories:
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self._second = 0.0
+        self._refusals = 0
 
     def keep(self, exchange: Exchange, server: str, duration_s: float) -> None:
         """Remember `exchange`, which is over; `server` is the last one tried."""
@@ -35,6 +39,8 @@ class Stories:
         head_s = exchange.head_at - exchange.started if exchange.head_at >= 0 else None
         if error is None and (exchange.status == 101 or head_s is None or head_s < SLOW_S):
             return  # a long body or tunnel is not slow
+        if isinstance(error, Refusal | ClientGone) and self._is_flood(exchange.front.seconds()):
+            return
         pool = decision.destination.pool if decision is not None else None
         story = self._story(exchange.request_id, error, exchange.status, duration_s)
         story |= {
@@ -56,6 +62,13 @@ class Stories:
             why = [(s.address, s.why_not(now)) for s in pool.servers[:_MOST_SERVERS]]
             story["skipped"] = [{"server": address, "why": reason} for address, reason in why if reason]
         self._kept.append(story)
+
+    def _is_flood(self, now: float) -> bool:
+        if now - self._second >= 1.0:
+            self._second = now
+            self._refusals = 0
+        self._refusals += 1
+        return self._refusals > MANY_PER_S
 
     def refused(self, request_id: bytes, error: ProxyError, client: str) -> None:
         """Remember something that never became a request."""

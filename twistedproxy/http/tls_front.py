@@ -25,13 +25,14 @@ from twistedproxy.net.handshake import Preface, ServerHandshake
 from twistedproxy.net.proxy_protocol import Parsed, parse
 from twistedproxy.net.tls_transport import TlsTransport
 from twistedproxy.net.transport import Transport
-from twistedproxy.tls.certificates import PROTOCOLS, Choice, SiteCertificates
+from twistedproxy.tls.certificates import ACME_TLS, PROTOCOLS, Choice, SiteCertificates
 from twistedproxy.tls.client_hello import HANDSHAKE, ClientHello
 from twistedproxy.tls.clients import ClientTls, client_tls
 
 NO_PROTOCOL = 120
 """The TLS alert no_application_protocol."""
 _HELD_BACK = Reading.HELD_BACK
+_AUTHORITY = (ACME_TLS,)
 _HINT = json.dumps({
     "type": "about:blank", "title": "Bad Request", "status": 400,
     "detail": "this port speaks HTTPS: ask for https:// instead of http://",
@@ -116,6 +117,10 @@ class _Arrival:
         return parsed.size, True
 
     def _choose(self, hello: ClientHello) -> SSL.Context:
+        if hello.protocols == _AUTHORITY:
+            context = self.front.certificates.challenge(hello)
+            if context is not None:
+                return context
         choice = self._choice = self.front.certificates.choose(hello)
         if choice is None:
             raise BadHello("no site has a certificate yet", b"\x16", alert=80)
@@ -124,7 +129,12 @@ class _Arrival:
         return choice.context
 
     def _shaken(self, transport: TlsTransport) -> None:
-        assert self._choice is not None and transport.tls is not None
+        if self._choice is None:  # an authority has seen what it wanted; nothing else is said (RFC 8737 3)
+            self._farewell = transport
+            transport.start(self, reading=False)
+            transport.loseConnection()
+            return
+        assert transport.tls is not None
         self.front.arrived(self, transport, client_tls(transport.tls, self._handshake.hello.name, self._choice))
 
     def _failed(self, error: ProxyError, sock: socket.socket) -> None:

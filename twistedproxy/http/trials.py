@@ -8,8 +8,10 @@ from typing import Any
 
 from twistedproxy.config.model import Model, Test
 from twistedproxy.errors import BadHead
-from twistedproxy.http.explain import Explanation, Known, explain, question
+from twistedproxy.http.explain import Explanation, explain, question
+from twistedproxy.http.matching import Imagined as Shown
 from twistedproxy.http.routes import Router
+from twistedproxy.pool.twin import Known
 
 _DRAW = 0.0
 
@@ -46,7 +48,12 @@ def broken(model: Model) -> tuple[Broken, ...]:
 
 def explained(model: Model, router: Router[Any], test: Test) -> Explanation:
     method, _, url = test.request.partition(" ")
-    asked = question(method, url, test.headers, test.client)
+    said = dict(test.client_cert)
+    shown = None
+    if said:
+        subject, sha256 = said.get("subject", ("",)), said.get("sha256", ("",))
+        shown = Shown(subject[0], said.get("san", ()), sha256[0])
+    asked = question(method, url, test.headers, test.client, shown)
     return explain(router, asked, lambda pool: Known(model.pools[pool]) if pool in model.pools else None, model.via_of, _DRAW)
 
 

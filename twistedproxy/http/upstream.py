@@ -2,7 +2,9 @@
 
 How it works
     Idle connections wait on a stack per server and worker (most recently used first) and keep reading, so that a close or an
-    unexpected byte removes them at once; the idle limit is shorter than what servers commonly use (limits 3.3). While an
+    unexpected byte removes them at once; the idle limit is shorter than what servers commonly use (limits 3.3). `keepalive.size` of
+    them are kept for `keepalive.idle`; what the load of the moment needs beyond that is kept for `BRIEF_S`, or every request above
+    `size` at a time would cost a connection. While an
     exchange is on, `dataReceived` parses and frames, and tells the exchange in its own words: `interim`, `switched`,
     `respond`, `response_data`, `upstream_failed`. A connection goes back to the stack only when the exchange asks for it
     *and* nothing is left over: no surplus byte, no close announced, no PROXY header sent on it.
@@ -27,6 +29,8 @@ from twistedproxy.pool.server import Server
 if TYPE_CHECKING:
     from twistedproxy.http.exchange import Exchange
 
+BRIEF_S = 1.0
+"""How long an idle connection is kept beyond `keepalive.size`; there are never more of them than there just were requests."""
 MAX_INTERIM = 16
 """1xx answers before the real one (SM-18)."""
 
@@ -61,7 +65,7 @@ class UpstreamConnection(Timed):
         self._idle: list[UpstreamConnection] = server.idle
         """Where it goes when it is idle: never to the list of a later time, when servers are talked to on other terms (TLS)."""
         self._idle_s = keepalive.idle_s
-        self._may_reuse = may_reuse
+        self._may_reuse = may_reuse and keepalive.size > 0
         self._partial: PartialResponse | None = None
         """A head that has begun to come."""
         self._left = 0
@@ -97,12 +101,12 @@ class UpstreamConnection(Timed):
         """The exchange is over. With `keep`, the connection waits for the next one if it is clean."""
         self.exchange = None
         idle = self._idle
-        if keep and self._may_reuse and self.state is _IDLE and self.transport.error is None and len(idle) < self._keepalive.size:
+        if keep and self._may_reuse and self.state is _IDLE and self.transport.error is None:
             self.served += 1
             if self._is_paused:
                 self.resume_reading()
+            self.deadline = deadline = now + (self._idle_s if len(idle) < self._keepalive.size else min(self._idle_s, BRIEF_S))
             idle.append(self)
-            self.deadline = deadline = now + self._idle_s
             if deadline < self.look_at:
                 self._wheel.look_sooner(self)
         else:

@@ -43,15 +43,23 @@ class Subject(Protocol):
         ...
 
     def tls(self, what: str) -> str:
-        """``version``, ``sni``, ``cert_subject`` or ``cert_sha256`` of the client's connection; empty without TLS."""
+        """``version``, ``sni``, ``cert_subject``, ``cert_san`` or ``cert_sha256`` of the client's connection; empty without TLS."""
         ...
+
+
+_TLS_FACTS: dict[str, Callable[[ClientTls], str]] = {
+    "version": lambda facts: facts.version,
+    "sni": lambda facts: facts.name,
+    "cert_subject": lambda facts: facts.subject,
+    # A comma inside a name (of a URI) must not make two of it for whoever takes the list apart.
+    "cert_san": lambda facts: ",".join(name.replace(",", "%2C") for name in facts.names)[:4096],
+    "cert_sha256": lambda facts: facts.sha256,
+}
 
 
 def tls_fact(facts: ClientTls | None, what: str) -> str:
     """What `Subject.tls` says of a connection with these facts; None: it came without TLS."""
-    if facts is None:
-        return ""
-    return {"version": facts.version, "sni": facts.name, "cert_subject": facts.subject, "cert_sha256": facts.sha256}[what]
+    return "" if facts is None else _TLS_FACTS[what](facts)
 
 
 Getter = Callable[[Subject], bytes]
@@ -72,6 +80,7 @@ VARIABLES: dict[str, Getter] = {
     "tls_version": lambda s: s.tls("version").encode(),
     "tls_sni": lambda s: s.tls("sni").encode(),
     "client_cert_subject": lambda s: s.tls("cert_subject").encode(),
+    "client_cert_san": lambda s: s.tls("cert_san").encode(),
     "client_cert_sha256": lambda s: s.tls("cert_sha256").encode(),
 }
 _VARIABLE = re.compile(r"\$\{(" + "|".join(VARIABLES) + r")\}")

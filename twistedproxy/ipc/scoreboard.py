@@ -1,10 +1,11 @@
 """Facts that all workers share, in memory: leases in flight, queue lengths, retries now.
 
 How it works
-    One sealed memfd holds a page of header and three tables of 64-bit cells. A table has a row per thing counted (a server, a
-    pool) and a column per worker slot. A cell has one writer, the worker whose slot it is, and is read by all: an aligned 64-bit
-    store is never seen half done, so there is no lock, and CPython needs no compare-and-swap. A fact about the machine is the
-    sum of a row; it may be stale by the requests the other workers are granting this very moment.
+    One sealed memfd holds a page of header and four tables of 64-bit cells. A table has a row per thing counted (a server, a
+    pool; of cache fills a row for each value of a hash) and a column per worker slot. A cell has one writer, the worker whose slot it
+    is, and is read by all: an aligned 64-bit store is never seen half done, so there is no lock, and CPython needs no
+    compare-and-swap. A fact about the machine is the sum of a row; it may be stale by the requests the other workers are
+    granting this very moment.
 
     The supervisor creates the board, gives rows to names (`RowAllocator`) and slots to workers, and zeroes the column of a worker
     once that process is reaped. A row given back is used again only when all its cells are zero, because workers may still be
@@ -21,15 +22,17 @@ import os
 from collections.abc import Mapping
 
 MAGIC = int.from_bytes(b"twprxysb", "little")
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 4096
 CELL_BYTES = 8
-TABLES = ("leases", "queued", "retries")
+TABLES = ("leases", "queued", "retries", "fills")
+COUNTING = 3
+"""So many of them, the first, have a row for each server or pool."""
 _SEALS = fcntl.F_ADD_SEALS
 _SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 # Cells of the header.
-_MAGIC, _VERSION, _ROWS, _SLOTS, _WIDTH, _HEIGHT = range(6)
+_MAGIC, _VERSION, _ROWS, _SLOTS, _WIDTH, _HEIGHT, _FILLING = range(7)
 _TAKEN = 64
 """First of one cell per slot: 1 while a worker has it."""
 MAX_SLOTS = HEADER_BYTES // CELL_BYTES - _TAKEN
@@ -58,6 +61,22 @@ class Column:
         """This worker's own cell."""
         return self._cells[self._slot + row * self._slots]
 
+    def use_all(self) -> None:
+        """Of the fills, any row may be in use from now on; before, their memory costs nothing."""
+        self._cells[_FILLING] = self.rows
+
+    @property
+    def slot(self) -> int:
+        return self._slot - self._offset
+
+    def who(self, row: int, value: int) -> int:
+        """The first other worker whose cell of `row` has this value; -1: none."""
+        cells = self._cells
+        start = self._offset + row * self._slots
+        own = self._slot - self._offset
+        found = [slot for slot, cell in enumerate(cells[start : start + cells[_WIDTH]]) if cell == value and slot != own]
+        return found[0] if found else -1
+
     def total(self, row: int) -> int:
         """The sum over all workers."""
         cells = self._cells
@@ -68,12 +87,13 @@ class Column:
 class LeaseBoard:
     """What one worker needs of the scoreboard: `set` and `total` of leases, and the pools' `queued` and `retries`."""
 
-    __slots__ = ("leases", "queued", "retries", "set", "slot", "total")
+    __slots__ = ("fills", "leases", "queued", "retries", "set", "slot", "total")
 
-    def __init__(self, leases: Column, queued: Column, retries: Column, slot: int) -> None:
+    def __init__(self, leases: Column, queued: Column, retries: Column, fills: Column, slot: int) -> None:
         self.leases = leases
         self.queued = queued
         self.retries = retries
+        self.fills = fills
         self.slot = slot
         self.set = leases.set
         self.total = leases.total
@@ -142,6 +162,11 @@ class Scoreboard:
                 return slot
         raise ValueError(f"all {self.slots} worker slots of the scoreboard are in use")
 
+    @property
+    def taken_slots(self) -> list[int]:
+        """Columns of workers, of all generations."""
+        return [slot for slot in range(self.slots) if self._cells[_TAKEN + slot]]
+
     def free_slot(self, slot: int) -> None:
         """Forget what a worker counted. Its process must be reaped: a living one would go on writing."""
         self._zero(slot)
@@ -155,16 +180,17 @@ class Scoreboard:
         cells = self._cells
         for table in range(len(TABLES)):
             first = self._offset(table) + slot
-            for cell in range(first, first + cells[_HEIGHT] * self.slots, self.slots):
+            rows = cells[_FILLING] if table >= COUNTING else cells[_HEIGHT]
+            for cell in range(first, first + rows * self.slots, self.slots):
                 cells[cell] = 0
 
     def total(self, table: str, row: int) -> int:
         return self._column(table, 0).total(row)
 
     def is_row_clear(self, row: int) -> bool:
-        """Whether no worker counts anything in this row of any table."""
+        """Whether no worker counts anything in this row."""
         cells = self._cells
-        for table in range(len(TABLES)):
+        for table in range(COUNTING):
             start = self._offset(table) + row * self.slots
             if any(cells[start : start + self.slots]):
                 return False
@@ -182,7 +208,8 @@ class Scoreboard:
             raise ValueError(f"worker slot {slot} is not on a scoreboard of {self.slots} slots")
         if not self._cells[_TAKEN + slot]:
             raise ValueError(f"worker slot {slot} was not given to anybody: take_slot() first")
-        return LeaseBoard(self._column("leases", slot), self._column("queued", slot), self._column("retries", slot), slot)
+        leases, queued, retries, fills = (self._column(table, slot) for table in TABLES)
+        return LeaseBoard(leases, queued, retries, fills, slot)
 
     def _column(self, table: str, slot: int) -> Column:
         return Column(self._cells, self._offset(TABLES.index(table)), self.rows, self.slots, slot)

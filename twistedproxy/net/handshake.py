@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from twistedproxy.clock import Timed, Wheel
 from twistedproxy.errors import ProxyError, ServerTlsFailed, TlsFailed, TlsTimeout
-from twistedproxy.net.tls_transport import TlsTransport, reason_of
+from twistedproxy.net.tls_transport import TlsTransport, reason_of, shake, wants_read
 from twistedproxy.net.transport import Transport
 from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, read
 from twistedproxy.tls.servers import ServerTlsUse
@@ -113,7 +113,11 @@ class _Handshake(Timed, Generic[E]):
         tls = self.tls
         assert tls is not None
         try:
-            tls.do_handshake()
+            if shake is None:
+                tls.do_handshake()
+            elif (result := shake(tls._ssl)) != 1 and wants_read(tls, result):
+                self._want(writing=False)
+                return
         except SSL.WantReadError:
             self._want(writing=False)
         except SSL.WantWriteError:

@@ -179,6 +179,7 @@ class Listener:
 
     def set_max_connections(self, most: int) -> None:
         self.max_connections = most
+        self.scarce_from = _scarce_from()  # `prlimit` may have changed it
         self._update()
 
     def connection_closed(self) -> None:

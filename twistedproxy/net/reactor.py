@@ -206,6 +206,14 @@ class ProxyReactor(epollreactor.EPollReactor):
         else:
             super()._remove(xer, primary, other, selectables, event, antievent)  # type: ignore[no-untyped-call]
 
+    def compact(self) -> None:
+        """After a peak of connections: tables never grow smaller by themselves. Call it from a timed call, not from an event."""
+        tables: tuple[Any, ...] = (self._selectables, self._reads, self._writes, self._parked)
+        for table in tables:
+            kept = table.copy()
+            table.clear()
+            table.update(kept)
+
     def removeAll(self) -> list[Any]:
         parked = [self._selectables[fd] for fd in self._parked]
         removed: list[Any] = super().removeAll()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Opens a connection to a server that speaks TLS: TCP, perhaps a PROXY header in the clear, then the handshake and a look at the name.
+"""Opens a connection to a server that speaks TLS: TCP, perhaps a PROXY header and a request for TLS, both in the clear, then the handshake.
 
 `TlsConnector.to` gives a function that is called like `connector.connect` and keeps its promises; the handshake has its own time limit.
 A certificate that is not the right one fails the attempt before a byte of the request is sent, so another server may be tried.
@@ -37,12 +37,26 @@ class Connect(Protocol):
     ) -> Any: ...
 
 
+class Asking(Protocol):
+    """A server being asked for TLS in its own protocol."""
+
+    @property
+    def is_over(self) -> bool: ...
+    def cancel(self) -> None: ...
+
+
+Ask = Callable[[Transport, Wheel, float, Callable[[Transport], None], Callable[[ConnectFailed], None]], Asking]
+"""Begins to ask within so many seconds; exactly one of the callbacks comes later, the first with nothing read behind the server's yes."""
+
+
 class TlsConnector:
     """TLS with the servers of one pool. Without `use` its files are not there (yet): every attempt fails, nothing goes in the clear."""
 
-    def __init__(self, pool: str, use: ServerTlsUse | None, seconds: Callable[[], float]) -> None:
+    def __init__(self, pool: str, use: ServerTlsUse | None, seconds: Callable[[], float], ask: Ask | None = None) -> None:
         self.pool = pool
         self.use = use
+        self.ask = ask
+        """For servers that begin in the clear."""
         self._log = SparseLog(Logger(namespace="twistedproxy.net.tls_connector"), seconds)
 
     def to(self, address: str, preamble: bytes, handshake_s: float) -> Connect:
@@ -88,7 +102,7 @@ class TlsAttempt:
         self._handshake_s = handshake_s
         self._on_connected = on_connected
         self._on_failed = on_failed
-        self._step: Attempt | ClientHandshake | None = None
+        self._step: Attempt | Asking | ClientHandshake | None = None
 
     @property
     def is_over(self) -> bool:
@@ -115,8 +129,20 @@ class TlsAttempt:
             transport.abortConnection()
             what = "the files of the pool's tls cannot be used" if use is None else "it took no PROXY header"
             self._not_connected(ServerTlsFailed(f"{self._address}: {what}", blames_server=use is not None))
-            return
-        reactor = transport.reactor
+        elif self._connector.ask is None:
+            self._shake(transport)
+        else:
+            self._step = self._connector.ask(transport, transport.wheel, self._handshake_s, self._shake, self._unwilling)
+
+    def _unwilling(self, error: ConnectFailed) -> None:
+        self._step = None
+        error = ServerTlsFailed(f"{self._address}: {error.detail}", error.blames_server)
+        self._connector.refused(error)
+        self._on_failed(error)
+
+    def _shake(self, transport: Transport) -> None:
+        use, reactor = self._connector.use, transport.reactor
+        assert use is not None
         reactor.forget(transport)
         handshake = self._step = ClientHandshake(
             reactor, transport.wheel, transport.sock, transport.peer, transport.peer_port, transport.write_stall_s,

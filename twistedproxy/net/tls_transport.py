@@ -42,9 +42,19 @@ _ffi: Any = getattr(SSL, "_ffi", None)
 _has_short_cut = _lib is not None and _ffi is not None and hasattr(SSL.Connection, "_raise_ssl_error")
 _read_record: Any = _lib.SSL_read if _has_short_cut else None
 _write_record: Any = _lib.SSL_write if _has_short_cut else None
+shake: Any = _lib.SSL_do_handshake if _has_short_cut else None
+"""One step of a handshake: 1 when it is complete, else `wants_read` tells whether that is all."""
 _BUFFER: Any = _ffi.new("char[]", RECORD_BYTES) if _has_short_cut else None
 _RECEIVED: Any = _ffi.buffer(_BUFFER) if _has_short_cut else None
 """What was read last; sliced before anything else runs."""
+
+
+def wants_read(tls: SSL.Connection, result: int) -> bool:
+    """After `shake`: the peer's next bytes are awaited. Any other result raises what pyOpenSSL makes of it."""
+    if _lib.SSL_get_error(tls._ssl, result) == _lib.SSL_ERROR_WANT_READ:
+        return True
+    tls._raise_ssl_error(tls._ssl, result)
+    return False
 
 
 def reason_of(error: SSL.Error) -> str:

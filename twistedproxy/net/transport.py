@@ -46,6 +46,7 @@ from twistedproxy.errors import WriteStall
 from twistedproxy.net.sides import TRANSITIONS, PeerSeen, Producer, ReadSide, Receiver, State, WriteSide
 
 if TYPE_CHECKING:
+    from twistedproxy.net.sendfile import FileSend
     from twistedproxy.net.splice import Splice
 
 READ_BYTES = 65536
@@ -127,7 +128,7 @@ class Transport(Timed):
         """Why nothing can be sent any more, although the owner was not told yet."""
         self.splice_in: Splice | None = None
         """Takes over reading while it is set."""
-        self.splice_out: Splice | None = None
+        self.splice_out: Splice | FileSend | None = None
         """Writes here, once the buffer is empty, while it is set."""
         self._out: bytearray | None = None
         self._read = _PAUSED

@@ -44,8 +44,26 @@ def _message(event: LogEvent) -> str:
     return _cut(event.get("worker_message") or formatEvent(event) or "", MAX_MESSAGE)
 
 
+_WORDS = {
+    "service": "supervisor", "processes": "workers", "fleet": "workers", "nursery": "workers", "observed": "health", "checker": "health",
+    "operations": "changes", "probation": "changes", "discovery": "names", "sockets": "listeners", "api": "admin", "gate": "admin",
+    "site": "admin", "configuration": "file", "_twistd_unix": "twistd", "rotation": "workers", "handover": "upgrade", "heir": "upgrade",
+    "estate": "upgrade", "succession": "upgrade",
+}  # fmt: skip
+"""What an operator calls that which a file of ours is about, where the file's own name does not say it."""
+
+
 def _source(event: LogEvent) -> str:
-    return str(event.get("log_source_name") or event.get("log_namespace") or "-")
+    """Who says it, in an operator's words: a worker's name, or what the module that logs is about."""
+    named = str(event.get("log_source_name") or event.get("log_namespace") or "")
+    worker, space, name = named.rpartition(" ")
+    *folders, last = name.split(".")
+    if folders and folders[0] in ("twistedproxy", "twisted"):
+        if last[:1].isupper() and len(folders) > 1:
+            last = folders.pop()  # the class goes without saying
+        last = _WORDS.get(last, last) if folders[0] == "twistedproxy" or last in _WORDS else "twisted"
+    last = "twisted" if last in ("-", "log_legacy") else last
+    return f"{worker}{space}{last}" or "-"
 
 
 def _level(event: LogEvent) -> str:

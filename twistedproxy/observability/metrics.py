@@ -65,6 +65,12 @@ class Metrics:
         """(site, path, pool): requests by the side of a split they took."""
         self.mirrors: Counter[tuple[str, str, str, str]] = Counter()
         """(site, path, pool, result)."""
+        self.coded: Counter[tuple[str, str, str]] = Counter()
+        """Bytes by (compress or decompress, coding, in or out)."""
+        self.coding_eased: Counter[str] = Counter()
+        """Answers that were compressed less than configured, by why."""
+        self.cache: Counter[tuple[str, str]] = Counter()
+        """(site, result): requests on routes with a cache."""
         self.log_lines_dropped = 0
 
     def http(self, site: str, pool: str) -> HttpCounts:
@@ -96,6 +102,9 @@ class Metrics:
             "rejected": [[reason, n] for reason, n in self.rejected.items()],
             "splits": [[*key, n] for key, n in self.splits.items()],
             "mirrors": [[*key, n] for key, n in self.mirrors.items()],
+            "coded": [[*key, n] for key, n in self.coded.items()],
+            "coding_eased": [[why, n] for why, n in self.coding_eased.items()],
+            "cache": [[*key, n] for key, n in self.cache.items()],
             "servers": [[pool, server, leases, failures] for pool, server, _, leases, failures in rows],
             "log_lines_dropped": self.log_lines_dropped,
             "gauges": {
@@ -107,7 +116,8 @@ class Metrics:
 
 
 _KEY_COLUMNS = {
-    "requests": 4, "durations": 2, "listeners": 1, "tcp_sessions": 3, "retries": 2, "rejected": 1, "splits": 3, "mirrors": 4, "servers": 2,
+    "requests": 4, "durations": 2, "listeners": 1, "tcp_sessions": 3, "retries": 2, "rejected": 1, "splits": 3, "mirrors": 4,
+    "cache": 2, "servers": 2, "coded": 3, "coding_eased": 1,
     "connections": 1, "queues": 1,
 }  # fmt: skip
 

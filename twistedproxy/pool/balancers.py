@@ -219,10 +219,14 @@ class LeastConn:
 
     def __init__(self, random: Random) -> None:
         self._random = random
+        self._last: LeastConnPicker | None = None
 
     def prepare(self, servers: Sequence[Weighted]) -> LeastConnPicker:
         total = sum(weight for _, weight in servers)
-        return LeastConnPicker(servers, Turns([w for _, w in servers], [self._random.random() * total for _ in servers]))
+        turns = {s: self._random.random() for s, _ in servers} if self._last is None else self._last.turns()
+        currents = [turns.get(server, 0.0) * total for server, _ in servers]
+        self._last = LeastConnPicker(servers, Turns([w for _, w in servers], currents))
+        return self._last
 
 
 class LeastConnPicker:
@@ -231,6 +235,11 @@ class LeastConnPicker:
     def __init__(self, servers: Sequence[Weighted], ties: Turns) -> None:
         self._servers = tuple(servers)
         self._ties = ties
+
+    def turns(self) -> dict[Server, float]:
+        """How far each server is from its turn, in parts of the sum of the weights."""
+        total = sum(self._ties.weights) or 1.0
+        return {server: current / total for (server, _), current in zip(self._servers, self._ties.currents, strict=True)}
 
     def pick(self, key: int, now: float, rng: Random, tried: frozenset[Server]) -> Server | None:
         least = float("inf")

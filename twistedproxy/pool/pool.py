@@ -191,8 +191,7 @@ class Pool:
         self._budget.share = spec.retry.budget
 
     def _prune(self) -> None:
-        for server in [s for s in self._departed.values() if not s.active]:
-            del self._departed[server.address]
+        self._departed = {address: server for address, server in self._departed.items() if server.active}
 
     # Observations. An address the pool does not know (any more) is ignored: they travel apart from changes.
 
@@ -256,6 +255,7 @@ class Pool:
         if prefer is not None and self._takes_back(prefer, tried, now):
             return self._grant(prefer)
         if self._waiters:
+            view.saw(key, now)
             return self._acquire_slowly(key, tried, waiter, now)
         server = view.pick(key, now, self._random, tried)
         if server is None or self._loads.is_full(server):
@@ -296,7 +296,7 @@ class Pool:
         return self._wait(key, tried, waiter)
 
     def _wait(self, key: int, tried: frozenset[Server], waiter: Callable[[Lease | Refusal], None]) -> Refusal | Queued:
-        if self._line.is_full():
+        if self._line.is_full() and not self._line.moves_fast(lambda: sum(server.leases for server in self.servers)):
             return QueueFull(f"all servers of pool {self.name!r} are busy and {self._line.size} requests wait already")
         return self._line.join(key, tried, waiter)
 
@@ -350,7 +350,7 @@ class Pool:
                     self._view.look(self.servers, now)
                 if server not in self._view.available or self._loads.is_full(server):
                     continue
-                for queued in self._line:
+                for queued in self._line.places:  # no copy of a long line: the first answer ends the loop
                     if server not in queued.tried:
                         queued.answer(self._grant(server))
                         break
@@ -402,3 +402,9 @@ def forget_connections(pool: Pool) -> None:
         idle, server.idle = server.idle, []
         for connection in tuple(idle):
             connection.close()
+
+
+def recent_keys(pool: Pool) -> list[tuple[int, int]]:
+    """(key, how often) of a sample of the last two minutes' requests; none where the balancer does not go by keys."""
+    recent = pool._view.recent
+    return recent.counts(pool._seconds()) if recent is not None else []

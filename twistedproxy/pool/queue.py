@@ -1,4 +1,8 @@
-"""The waiting line of a pool: first come, first served, for ``queue.timeout`` at most, ``queue.size`` long on the whole machine."""
+"""The waiting line of a pool: first come, first served, for ``queue.timeout`` at most, ``queue.size`` long on the whole machine.
+
+While servers are so fast that the last in line has its turn within `MOMENT_S`, the line may be up to `MOST_TIMES` as long: to refuse
+such a request costs about as much as to serve it, and a client that asks again at once would make it cost more.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,11 @@ from twistedproxy.pool.server import Server
 
 if TYPE_CHECKING:
     from twistedproxy.pool.pool import Lease
+
+MOMENT_S = 0.1
+MOST_TIMES = 10
+LOOK_S = 0.05
+"""How often the pace is looked at, while the line is full."""
 
 _log = Logger()
 
@@ -63,7 +72,7 @@ class Queued(Timed):
 class Line:
     """Everybody who waits in this worker; the length is published so that `size` holds for the machine."""
 
-    __slots__ = ("_row", "_table", "_wheel", "places", "pool", "size", "timeout_s")
+    __slots__ = ("_looked_at", "_pace", "_row", "_served", "_table", "_wheel", "places", "pool", "size", "timeout_s")
 
     def __init__(self, pool: str, wheel: Wheel, table: Column | None) -> None:
         self.pool = pool
@@ -72,6 +81,10 @@ class Line:
         self._wheel = wheel
         self._table = table
         self._row = -1
+        self._looked_at = float("-inf")
+        self._served = 0
+        self._pace = 0.0
+        """Leases given per second, by the last two looks."""
         self.places: dict[Queued, None] = {}
         """In order of arrival; always the same object."""
 
@@ -80,7 +93,10 @@ class Line:
 
     def __iter__(self) -> Iterator[Queued]:
         """Those who wait now, in order; safe against people leaving meanwhile."""
-        return iter(list(self.places))
+        first = next(iter(self.places), None)
+        if first is not None:
+            yield first  # mostly the only one asked for: no copy of a long line for that
+            yield from [queued for queued in self.places if queued is not first]
 
     def assign_row(self, row: int) -> None:
         if self._table is None:
@@ -95,6 +111,17 @@ class Line:
         if waiting < self.size and self._table is not None and self._row >= 0:
             waiting = self._table.total(self._row)
         return waiting >= self.size
+
+    def moves_fast(self, served: Callable[[], int]) -> bool:
+        """Though `is_full`, would one more have its turn within a moment? `served()` is the number of leases given so far."""
+        now = self._wheel.seconds()
+        since = now - self._looked_at
+        if since >= LOOK_S:
+            total = served()
+            # After a long time without a look nothing is known about now.
+            self._pace = (total - self._served) / since if since < 10 * LOOK_S else 0.0
+            self._looked_at, self._served = now, total
+        return len(self.places) < min(self._pace * MOMENT_S, self.size * MOST_TIMES)
 
     def join(self, key: int, tried: frozenset[Server], waiter: Callable[[Lease | Refusal], None]) -> Queued:
         queued = Queued(self, key, tried, waiter)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from twistedproxy.errors import NoServer
 from twistedproxy.pool.balancers import Balancer, Weighted, balancer
+from twistedproxy.pool.recent import RecentKeys, goes_by_keys
 from twistedproxy.pool.server import Server
 
 FOREVER = float("inf")
@@ -43,7 +44,10 @@ def _pick_nobody(key: int, now: float, rng: Random, tried: frozenset[Server]) ->
 class View:
     """The pool as its balancers see it; good until `until`."""
 
-    __slots__ = ("_backups", "_balancer", "_balancer_of_backups", "_primaries", "_random", "available", "pick", "pick_spare", "until")
+    __slots__ = (
+        "_backups", "_balancer", "_balancer_of_backups", "_primaries", "_random", "_take", "available", "pick", "pick_spare", "recent",
+        "until",
+    )  # fmt: skip
 
     def __init__(self, balance: str, random: Random) -> None:
         self._random = random
@@ -54,10 +58,15 @@ class View:
         self._balancer: Balancer = balancer(balance, self._random)
         self._balancer_of_backups: Balancer = balancer(balance, self._random)
         """Backups take turns of their own."""
+        self.recent: RecentKeys | None = RecentKeys() if goes_by_keys(balance) else None
+        """The keys of late, where the balancer goes by them."""
         self._primaries: list[Weighted] = []
         self._backups: list[Weighted] = []
         self.available: frozenset[Server] = frozenset()
         self.pick: Pick = _pick_nobody
+        """For the first try of a request."""
+        self._take: Pick = _pick_nobody
+        """The same without noting the key: the request was seen already."""
         self.pick_spare: Pick = _pick_nobody
         """For requests that have tried everybody `pick` knows."""
         self.expire()
@@ -69,6 +78,11 @@ class View:
     @property
     def reads_latency(self) -> bool:
         return self._balancer.reads_latency
+
+    def saw(self, key: int, now: float) -> None:
+        """A request comes that `pick` is not asked for."""
+        if self.recent is not None:
+            self.recent.note(key, now)
 
     def expire(self) -> None:
         """Something changed: look again before the next pick."""
@@ -96,12 +110,13 @@ class View:
         self._backups = backups
         main = self._balancer.prepare(primaries).pick if primaries else _pick_nobody
         spare = self._balancer_of_backups.prepare(backups).pick if backups else _pick_nobody
-        self.pick, self.pick_spare = (main, spare) if primaries else (spare, _pick_nobody)
+        self._take, self.pick_spare = (main, spare) if primaries else (spare, _pick_nobody)
+        self.pick = self._take if self.recent is None else self.recent.noting(self._take)
         self.available = frozenset(s for s, _ in primaries or backups)
 
     def choose(self, key: int, now: float, tried: frozenset[Server], is_full: Callable[[Server], bool]) -> Server | Nobody:
         """A server that is neither tried nor full; `FULL` when one that is not tried is, so that waiting helps."""
-        for pick in (self.pick, self.pick_spare):
+        for pick in (self._take, self.pick_spare):
             skipped = tried
             full = 0
             while (server := pick(key, now, self._random, skipped)) is not None:

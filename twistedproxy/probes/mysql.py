@@ -9,21 +9,12 @@ How it works
 
 from __future__ import annotations
 
-import struct
-
 from twistedproxy.probes.dialogue import Dialogue, Finding
+from twistedproxy.stream.mysql import NOBODY, packet
 
-USER = b"revproxy_health"
-_CAPABILITIES = 0x0000_0001 | 0x0000_0200 | 0x0000_8000 | 0x0008_0000
-"""LONG_PASSWORD, PROTOCOL_41, SECURE_CONNECTION, PLUGIN_AUTH."""
-_RESPONSE = struct.pack("<IIB23x", _CAPABILITIES, 1 << 24, 33) + USER + b"\0" + b"\0" + b"mysql_native_password\0"
 _QUIT = b"\1\0\0\0\1"
 REFUSES_EVERYBODY = {1040, 1053, 1129, 1130, 1203}
 """Too many connections, shutting down, host blocked, host not allowed, too many connections of this user."""
-
-
-def packet(sequence: int, payload: bytes) -> bytes:
-    return struct.pack("<I", len(payload))[:3] + bytes([sequence & 0xFF]) + payload
 
 
 class MysqlCheck(Dialogue):
@@ -55,7 +46,7 @@ class MysqlCheck(Dialogue):
             return Finding(False, "not a MySQL greeting (protocol 10)")
         self._is_greeted = True
         self._version = version.decode("latin-1")[:64]
-        self.outgoing += packet(sequence + 1, _RESPONSE)
+        self.outgoing += packet(sequence + 1, NOBODY)
         return None
 
     def _answered(self, payload: bytes, sequence: int) -> Finding | None:

@@ -6,7 +6,7 @@ import itertools
 import secrets
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from twistedproxy.clock import Wheel
 from twistedproxy.config.model import TcpListener
@@ -22,6 +22,8 @@ from twistedproxy.stream.session import Session
 
 class StreamFront:
     """One TCP listener in one worker; `on_closed` is called once for each connection it was given."""
+
+    session_class: ClassVar[type[Session]] = Session
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class StreamFront:
             self._denied(ip)
         else:
             transport = Transport(self.reactor, self.wheel, sock, ip, port, self.timeouts.write_stall_s)
-            session = Session(self, transport, ip, port)
+            session = self.session_class(self, transport, ip, port)
             self._sessions.add(session)
             session.begin()
 
@@ -82,7 +84,7 @@ class StreamFront:
                 transport.abortConnection()
                 self._denied(ip)
                 return
-            session = Session(self, transport, ip, port, parsed.destination, leftover)
+            session = self.session_class(self, transport, ip, port, parsed.destination, leftover)
             self._sessions.add(session)
             session.begin()
 

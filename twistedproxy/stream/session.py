@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from twistedproxy.clock import Timed
 from twistedproxy.errors import Cause, ClientGone, ConnectFailed, Phase, ProxyError, Refusal
-from twistedproxy.net.connector import Attempt, connect
+from twistedproxy.net.connector import connect
 from twistedproxy.net.proxy_protocol import encode
 from twistedproxy.net.relay import Relay
 from twistedproxy.net.sides import PeerSeen, Plain
@@ -30,6 +30,7 @@ from twistedproxy.pool.server import Outcome, Server
 from twistedproxy.stream.postgres import SslRequest
 
 if TYPE_CHECKING:
+    from twistedproxy.net.tls_connector import Asking, Connect
     from twistedproxy.stream.front import StreamFront
     from twistedproxy.stream.tls_front import Hello
 
@@ -94,7 +95,7 @@ class Session(Timed):
         """A retry of the pool's budget is taken and not given back yet."""
         self._queued: Queued | None = None
         self._lease: Lease | None = None
-        self._attempt: Attempt | SslRequest | None = None
+        self._attempt: Asking | None = None
         self._relay: Relay | None = None
         self._error: ProxyError | None = None
         """Why the last server could not be reached."""
@@ -140,8 +141,7 @@ class Session(Timed):
             return
         self._connect_began = front.seconds()
         timeouts = front.timeouts
-        tls = self.pool.tls
-        begin = connect if tls is None else tls.to(server.address, self._proxy_header(), timeouts.tls_handshake_s)
+        begin = connect if self.pool.tls is None else self._with_tls(server)
         self._attempt = begin(
             front.reactor,
             front.wheel,
@@ -151,6 +151,11 @@ class Session(Timed):
             self._connect_failed,
             timeouts.write_stall_s,
         )
+
+    def _with_tls(self, server: Server) -> Connect:
+        """How servers with TLS are connected to."""
+        begin: Connect = self.pool.tls.to(server.address, self._proxy_header(), self._front.timeouts.tls_handshake_s)
+        return begin
 
     def _connect_failed(self, error: ConnectFailed) -> None:
         """Nothing was sent: another server is as good, as far as the pool's `retry` allows."""
@@ -203,7 +208,7 @@ class Session(Timed):
         tlvs = self._hello.tlvs if self._hello is not None else ()
         return encode(version, (self.ip, self.port), self._destination or self._client.local, tlvs)
 
-    def _relay_with(self, upstream: Transport) -> None:
+    def _relay_with(self, upstream: Transport, from_server: bytes = b"") -> None:
         self._attempt = None
         self._end_retry()
         front, client, lease = self._front, self._client, self._lease
@@ -222,7 +227,7 @@ class Session(Timed):
             on_done=self._relayed,
             on_bytes=front.count_bytes,
         )
-        relay.start(from_a=self._leftover)
+        relay.start(from_a=self._leftover, from_b=from_server)
 
     # RELAYING
 

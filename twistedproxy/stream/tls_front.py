@@ -30,6 +30,14 @@ INTERNAL_ERROR = 80
 UNRECOGNIZED_NAME = 112
 
 
+def alert_of(error: ProxyError) -> bytes:
+    """The TLS alert for a client that has begun TLS; b"" for others."""
+    alert = error.alert if isinstance(error, BadHello) and error.seen[:1] == b"\x16" else 0
+    if isinstance(error, NoRoute):
+        alert = UNRECOGNIZED_NAME
+    return b"\x15\x03\x03\x00\x02\x02" + bytes((alert,)) if alert else b""
+
+
 @dataclass(frozen=True, slots=True)
 class Hello:
     """What the beginning of a connection decided."""
@@ -167,12 +175,10 @@ class _Arrival:
         self._front.arrived(self, transport, Hello(self._pool, passes_through and self._postgres.was_postgres, tlvs))
 
     def _failed(self, error: ProxyError, sock: socket.socket) -> None:
-        alert = error.alert if isinstance(error, BadHello) and error.seen[:1] == b"\x16" else 0
-        if isinstance(error, NoRoute):
-            alert = UNRECOGNIZED_NAME
+        alert = alert_of(error)
         if alert:
             try:
-                sock.send(b"\x15\x03\x03\x00\x02\x02" + bytes((alert,)))
+                sock.send(alert)
                 sock.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # it is gone already

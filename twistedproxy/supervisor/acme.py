@@ -1,12 +1,13 @@
 """Certificates for ``tls = "auto"``: made when there is none, renewed in time, kept in the state directory.
 
 How it works
-    Each such site has one file, ``acme/SITE.pem``: its key, then its chain, mode 0600, replaced at once. At start it is read; where
-    it is missing or has ended, a self-signed placeholder is shown meanwhile, so that the port is never dead, and the log says so.
+    Each such site has one file, ``acme/SITE.pem``: who made it, its key, then its chain, mode 0600, replaced at once. At start it is read;
+    where it is missing or has ended, a self-signed placeholder is shown meanwhile, so that the port is never dead, and the log says so.
 
-    A certificate is renewed at two thirds of its life, a little earlier or later by chance, or when the authority suggests it. One order
-    at a time, in a thread, for the whole machine. After a failure the next try waits a minute, then twice as long each time, up to
-    six hours. A site whose names have changed is ordered anew; the old certificate serves until then.
+    A certificate is renewed at two thirds of its life, a little earlier by chance, or before that when the authority suggests it, which
+    is asked as often as it wants to be (ARI). One thing at a time, in a thread, for the whole machine. After a failure the next try
+    waits a minute, then twice as long each time, up to six hours. A site whose names or authority have changed is ordered anew; the old
+    certificate serves until then.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from cryptography.x509.oid import NameOID
 from twisted.logger import Logger
 
 from twistedproxy.config import pem
-from twistedproxy.config.changes import CertificateRead, ChallengeSet
+from twistedproxy.config.changes import CertificateRead, ChallengeSet, HandshakeChallengeSet
 from twistedproxy.config.control import CertificateView
 from twistedproxy.config.model import Acme, Model
-from twistedproxy.supervisor.acme_client import Issued, NotIssued, new_key, order, write_secret
+from twistedproxy.supervisor.acme_client import Issued, NotIssued, Publish, Suggestion, new_key, order, suggestion, write_secret
 
 FIRST_RETRY_S = 60.0
 LAST_RETRY_S = 6 * 3600.0
@@ -39,16 +40,30 @@ SOON_S = 1.0
 """The first order waits until the listeners are there."""
 LOOK_S = 3600.0
 """How often at least the clock is looked at: a suspended machine's timers run late."""
+ASK_S = (600.0, 86400.0)
+"""How soon and how late the authority is asked again, whatever it says."""
+LEAST_AGE_S = 6 * 3600.0
+"""Nothing younger is renewed on advice: an authority whose advice is always "now" does not make us order without end."""
 PLACEHOLDER_DAYS = 7
-Order = Callable[[Acme, str, Sequence[str], Callable[[str, str], None]], Issued]
+_NEVER = float("inf")
+_MADE_BY = b"Made by: "
+"""Begins a file; PEM allows text before its first block (RFC 7468 2)."""
+Order = Callable[[Acme, str, Sequence[str], Publish], Issued]
+Ask = Callable[[Acme, bytes], Suggestion]
 
 
 @dataclass(slots=True)
 class _Site:
     name: str
     hosts: tuple[str, ...]
+    settings: Acme
     due: float = 0.0
-    """Wall clock."""
+    """When to order; wall clock, as the next two."""
+    planned: float = 0.0
+    """When it would be due without the authority's advice."""
+    ask_at: float = _NEVER
+    """When to ask for that."""
+    chain: bytes = b""
     retry_s: float = FIRST_RETRY_S
     view: CertificateView | None = None
 
@@ -62,11 +77,12 @@ class AutomaticCertificates:
         self,
         reactor: Any,
         on_read: Callable[[CertificateRead], object],
-        on_challenge: Callable[[ChallengeSet], object],
+        on_challenge: Callable[[ChallengeSet | HandshakeChallengeSet], object],
         on_change: Callable[[CertificateView], None] = lambda view: None,
         wall: Callable[[], float] = time.time,
         order: Order = order,
         draw: Callable[[], float] = random.random,
+        ask: Ask = suggestion,
     ) -> None:
         self._reactor = reactor
         self._on_read = on_read
@@ -75,8 +91,8 @@ class AutomaticCertificates:
         self._wall = wall
         self._order = order
         self._draw = draw
+        self._ask = ask
         self._sites: dict[str, _Site] = {}
-        self._settings = Acme()
         self._directory = ""
         self._timer: Any = None
         self._in_hand: str | None = None
@@ -88,16 +104,21 @@ class AutomaticCertificates:
 
     def update(self, model: Model) -> list[tuple[str, str]]:
         """Follow `model`; returns, as the workers know them, the certificates that nobody uses any more."""
-        self._settings = model.certificates.acme
         self._directory = os.path.join(model.state_dir, "acme")
-        wanted = {site.name: site.hosts for site in model.sites.values() if site.tls is not None and site.tls.source == "auto"}
+        wanted = {
+            site.name: (site.hosts, model.certificates.authority(site.tls.directory))
+            for site in model.sites.values()
+            if site.tls is not None and site.tls.source == "auto"
+        }
         gone = [name for name in self._sites if name not in wanted]
         for name in gone:
             del self._sites[name]
-        for name, hosts in wanted.items():
+        for name, (hosts, settings) in wanted.items():
             site = self._sites.get(name)
-            if site is None or site.hosts != hosts:
-                self._sites[name] = self._known(name, hosts)
+            if site is None or (site.hosts, site.settings.directory) != (hosts, settings.directory):
+                self._sites[name] = self._known(name, hosts, settings)
+            else:
+                site.settings = settings
         self._schedule()
         return [("auto", name) for name in gone]
 
@@ -110,12 +131,13 @@ class AutomaticCertificates:
     def _file(self, name: str) -> str:
         return os.path.join(self._directory, f"{name}.pem")
 
-    def _account_file(self) -> str:
-        return os.path.join(self._directory, f"account-{hashlib.sha256(self._settings.directory.encode()).hexdigest()[:16]}.key")
+    def _account_file(self, settings: Acme) -> str:
+        """Each authority knows us by another key."""
+        return os.path.join(self._directory, f"account-{hashlib.sha256(settings.directory.encode()).hexdigest()[:16]}.key")
 
-    def _known(self, name: str, hosts: tuple[str, ...]) -> _Site:
+    def _known(self, name: str, hosts: tuple[str, ...], settings: Acme) -> _Site:
         """A site with what the state directory has for it, or a placeholder."""
-        site = _Site(name, hosts)
+        site = _Site(name, hosts, settings)
         now = self._wall()
         try:
             content = pem.read(self._file(name))
@@ -127,28 +149,26 @@ class AutomaticCertificates:
             self.log.warn(
                 "site {site}: {why}; a self-signed placeholder is shown until {directory} has made one for {hosts}",
                 site=name, why="no certificate yet" if is_new else f"the certificate in the state directory {e}",
-                directory=self._settings.directory, hosts=", ".join(hosts),
+                directory=settings.directory, hosts=", ".join(hosts),
             )  # fmt: skip
             chain_pem, key = _placeholder(hosts, now)
             self._use(site, chain_pem, key, is_placeholder=True)
             return site
         covered = all(pem.covers(pem.names_of(chain[0]), host) for host in hosts)
         self._use(site, content, content)
-        site.due = self._renewal(site) if covered else 0.0
+        made_by, _, _ = content.removeprefix(_MADE_BY).partition(b"\n") if content.startswith(_MADE_BY) else (b"", b"", b"")
+        if covered and made_by in (b"", settings.directory.encode()):
+            site.due = site.planned
+            site.ask_at = 0.0
         return site
 
     def _use(self, site: _Site, chain: bytes, key: bytes, is_placeholder: bool = False) -> None:
         facts = pem.facts(pem.certificates(chain)[0])
         site.view = CertificateView((site.name,), "auto", facts.names, facts.not_before, facts.not_after, facts.issuer, is_placeholder)
-        certificates = b"".join(c.public_bytes(Encoding.PEM) for c in pem.certificates(chain))
-        self._on_read(CertificateRead("auto", site.name, certificates.decode(), key.decode()))
-
-    def _renewal(self, site: _Site) -> float:
-        """Two thirds of its life, up to a thirtieth earlier, so that many do not come at once."""
-        view = site.view
-        assert view is not None
-        life = view.not_after - view.not_before
-        return view.not_before + life * (2 / 3 - self._draw() / 30)
+        site.chain = b"".join(c.public_bytes(Encoding.PEM) for c in pem.certificates(chain))
+        # Two thirds of its life, up to a thirtieth earlier, so that many do not come at once.
+        site.planned = facts.not_before + (facts.not_after - facts.not_before) * (2 / 3 - self._draw() / 30)
+        self._on_read(CertificateRead("auto", site.name, site.chain.decode(), key.decode()))
 
     # Ordering
 
@@ -157,23 +177,30 @@ class AutomaticCertificates:
             self._timer.cancel()
         if self._is_stopped or self._in_hand is not None or not self._sites:
             return
-        wait = min(site.due for site in self._sites.values()) - self._wall()
+        wait = min(min(site.due, site.ask_at) for site in self._sites.values()) - self._wall()
         self._timer = self._reactor.callLater(min(max(wait, SOON_S), LOOK_S), self._next)
 
     def _next(self) -> None:
-        site = min(self._sites.values(), key=lambda site: site.due, default=None)
-        if site is None or site.due > self._wall() or self._is_stopped:
+        now = self._wall()
+        due = min(self._sites.values(), key=lambda site: site.due, default=None)
+        asked = min(self._sites.values(), key=lambda site: site.ask_at, default=None)
+        if self._is_stopped or due is None or asked is None or (due.due > now and asked.ask_at > now):
             self._schedule()
-            return
-        self._in_hand = site.name
-        arguments = (self._settings, self._account_file(), site.hosts)
-        threading.Thread(target=self._work, args=(site, *arguments), name="acme", daemon=True).start()
+        elif due.due <= now:
+            self._in_hand = due.name
+            self._in_thread(self._work, due, due.settings, self._account_file(due.settings), due.hosts)
+        else:
+            self._in_hand = asked.name
+            self._in_thread(self._inquire, asked, asked.settings, asked.chain)
+
+    def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
+        threading.Thread(target=work, args=arguments, name="acme", daemon=True).start()
 
     def _work(self, site: _Site, settings: Acme, account_file: str, hosts: tuple[str, ...]) -> None:
         """In the thread."""
 
-        def publish(token: str, answer: str) -> None:
-            self._reactor.callFromThread(self._on_challenge, ChallengeSet(token, answer))
+        def publish(challenge: ChallengeSet | HandshakeChallengeSet) -> None:
+            self._reactor.callFromThread(self._on_challenge, challenge)
 
         try:
             issued: Issued | Exception = self._order(settings, account_file, hosts, publish)
@@ -181,16 +208,41 @@ class AutomaticCertificates:
             issued = e
         self._reactor.callFromThread(self._ordered, site, issued)
 
+    def _inquire(self, site: _Site, settings: Acme, chain: bytes) -> None:
+        """In the thread."""
+        try:
+            suggested = self._ask(settings, chain)
+        except Exception as e:
+            self.log.warn("site {site}: when to renew it cannot be asked: {why}", site=site.name, why=f"{type(e).__name__}: {e}")
+            suggested = Suggestion(None, _NEVER)
+        self._reactor.callFromThread(self._advised, site, suggested)
+
+    def _advised(self, site: _Site, suggested: Suggestion) -> None:
+        self._in_hand = None
+        if self._sites.get(site.name) is site:
+            now = self._wall()
+            soonest, latest = ASK_S
+            site.ask_at = now + min(max(suggested.ask_at - now, soonest), latest)
+            due = site.planned
+            if suggested.renew_at is not None and site.view is not None:
+                life = site.view.not_after - site.view.not_before
+                due = min(due, max(suggested.renew_at, site.view.not_before + min(LEAST_AGE_S, life / 3)))
+            if due < site.planned:
+                self.log.info("site {site}: the authority suggests to renew its certificate on {due}", site=site.name, due=_day(due))
+            site.due = due
+        self._schedule()
+
     def _ordered(self, site: _Site, issued: Issued | Exception) -> None:
         self._in_hand = None
         if isinstance(issued, Issued) and self._sites.get(site.name) is site:
             try:
-                write_secret(self._file(site.name), issued.key + issued.chain)
+                write_secret(self._file(site.name), _MADE_BY + site.settings.directory.encode() + b"\n" + issued.key + issued.chain)
             except OSError as e:
                 self.log.error("site {site}: its new certificate cannot be stored: {why}", site=site.name, why=e.strerror)
             self._use(site, issued.chain, issued.key)
             site.retry_s = FIRST_RETRY_S
-            site.due = min(self._renewal(site), issued.renew_at or float("inf"))
+            site.due = site.planned
+            site.ask_at = 0.0
             assert site.view is not None
             self.log.info(
                 "site {site}: new certificate for {hosts}, good until {until}, renewed on {due}",
@@ -202,6 +254,7 @@ class AutomaticCertificates:
             wait = site.retry_s * (0.9 + 0.2 * self._draw())
             site.retry_s = min(site.retry_s * 2, LAST_RETRY_S)
             site.due = self._wall() + wait
+            site.ask_at = _NEVER
             self.log.error("site {site}: no certificate: {why}. Next try in {wait:.0f} s", site=site.name, why=why, wait=wait)
         self._schedule()
 

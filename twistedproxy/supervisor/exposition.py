@@ -20,6 +20,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Metric = str
 """The lines of one name."""
 
+_CODED = ("coding", "direction")
 _BOUNDS = (*(repr(bound) for bound in BUCKETS_S), "+Inf")
 
 
@@ -55,6 +56,11 @@ class _Totals:
         yield _counter("revproxy_split_requests", "Requests by the side of a split they took.", ("site", "path", "pool"), of["splits"])
         results = ("site", "path", "pool", "result")
         yield _counter("revproxy_mirror_requests", "Copies of requests made by mirrors, by what became of them.", results, of["mirrors"])
+        for what in ("compress", "decompress"):
+            sizes = [(coding, direction, size) for kind, coding, direction, size in of["coded"] if kind == what]
+            yield _counter(f"revproxy_{what}ion_bytes", f"Bytes of bodies before (in) and after (out) they were {what}ed.", _CODED, sizes)
+        text = "Answers compressed less than configured: lower level, none for load, none for many at once, none as it failed."
+        yield _counter("revproxy_compression_eased", text, ("why",), of["coding_eased"])
         yield _counter("revproxy_retries", "Extra attempts, by what failed before.", ("pool", "reason"), of["retries"])
         yield _counter("revproxy_rejected", "Requests and connections refused by the proxy itself.", ("reason",), of["rejected"])
 

@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twistedproxy.config import changes
-from twistedproxy.config.changes import CertificateRead, ChallengeSet, Ejected, HealthSeen, Observation, Resolved, RowAssigned
+from twistedproxy.config.changes import (
+    CachePurged,
+    CertificateRead,
+    ChallengeSet,
+    Ejected,
+    HandshakeChallengeSet,
+    HealthSeen,
+    Observation,
+    Resolved,
+    RowAssigned,
+)
 from twistedproxy.config.model import Address, Model, endpoint
 
 ServerKey = tuple[str, str]
@@ -31,6 +41,12 @@ class Facts:
             key = (changes.kind_of(observation), observation.token, "")
             if not observation.answer:
                 return self._latest.pop(key, None)
+        elif isinstance(observation, HandshakeChallengeSet):
+            key = (changes.kind_of(observation), observation.host, "")
+            if not observation.chain_pem:
+                return self._latest.pop(key, None)
+        elif isinstance(observation, CachePurged):
+            key = (changes.kind_of(observation), f"{observation.by} {observation.is_soft} {observation.what}", "")
         else:
             key = (changes.kind_of(observation), observation.pool, observation.server)
         before = self._latest.get(key)
@@ -45,6 +61,14 @@ class Facts:
     def forget_certificate(self, cert: str, key: str) -> None:
         """Nobody uses it any more."""
         self._latest.pop(("certificate_read", f"{cert}\n{key}", ""), None)
+
+    @property
+    def purges(self) -> list[CachePurged]:
+        return [fact for fact in self._latest.values() if isinstance(fact, CachePurged)]
+
+    def forget_purge(self, purge: CachePurged) -> None:
+        """It covers nothing any more, or another covers what it did."""
+        self._latest.pop((changes.kind_of(purge), f"{purge.by} {purge.is_soft} {purge.what}", ""), None)
 
     def plain(self) -> list[dict[str, Any]]:
         """All of them, for a worker that starts."""

@@ -105,7 +105,10 @@ class Fleet:
         self._respawns: dict[int, Any] = {}
         self._lent: dict[SocketKey, tuple[Worker, ...]] = {}
         self._held: set[str] = set()
-        self._gone = merge([])
+        self._totals = Totals()
+        self.count_elder = self._totals.count_elder
+        self._extra: set[int] = set()
+        """Slots of workers that will take another's place."""
         self._has_begun = False
         self._is_stopping = False
         self._checked = 0.0
@@ -149,16 +152,17 @@ class Fleet:
     def _replace(self, worker: Worker) -> None:
         """The process is dead: keep what it counted, start the next."""
         if worker.statistics is not None:
-            self._gone = merge([self._gone, without_gauges(worker.statistics)])
+            self._totals.keep(worker.statistics)
             worker.statistics = None
         if worker.slot in self._retiring:
             self._retiring.discard(worker.slot)
             del self._workers[worker.slot]
             self._columns.free_slot(worker.slot)
             return
-        self._columns.clear_slot(worker.slot)
         if self._is_stopping:
+            self._columns.free_slot(worker.slot)  # the board may be a successor's by now
             return
+        self._columns.clear_slot(worker.slot)
         delay = self._backoffs.setdefault(worker.slot, Backoff()).delay(self._reactor.seconds() - worker.started)
         if delay >= 1:
             self.log.error(
@@ -173,20 +177,42 @@ class Fleet:
         self._wanted = slots
         if not self._has_begun or self._is_stopping:
             return
-        staying = sorted(self._workers.keys() - self._retiring)
+        staying = sorted(self._workers.keys() - self._retiring - self._extra)
         for slot in staying[slots:]:
-            self._retiring.add(slot)
-            respawn = self._respawns.pop(slot, None)
-            worker = self._workers[slot]
-            if respawn is not None:
-                respawn.cancel()
-                self._retiring.discard(slot)
-                del self._workers[slot]
-                self._columns.free_slot(slot)
-            else:
-                worker.drain()
+            self.retire(slot)
         for _ in range(slots - len(staying)):
             self._spawn(self._columns.take_slot())
+
+    def retire(self, slot: int) -> None:
+        """Its worker finishes what it has, and gets no successor."""
+        self._extra.discard(slot)
+        if slot in self._retiring or slot not in self._workers:
+            return
+        self._retiring.add(slot)
+        respawn = self._respawns.pop(slot, None)
+        if respawn is not None:
+            respawn.cancel()
+            self._retiring.discard(slot)
+            del self._workers[slot]
+            self._columns.free_slot(slot)
+        else:
+            self._workers[slot].drain()
+
+    def add(self) -> int:
+        """Start one worker more, in a slot of its own, to take another's place; `ValueError` when there is no slot left."""
+        slot = self._columns.take_slot()
+        self._extra.add(slot)
+        self._spawn(slot)
+        return slot
+
+    def settle(self, slot: int) -> None:
+        """An added worker stays."""
+        self._extra.discard(slot)
+
+    @property
+    def staying(self) -> Mapping[int, Worker]:
+        """By slot, those that are not told to finish."""
+        return {slot: worker for slot, worker in self._workers.items() if slot not in self._retiring}
 
     def drain(self, within_s: float) -> Deferred[None]:
         """Let every worker finish; fires when all have ended, at the latest `within_s` and a grace later."""
@@ -298,9 +324,9 @@ class Fleet:
             answer.addCallback(answered)
         return done
 
-    def observe(self, observations: list[dict[str, Any]]) -> None:
-        for worker in self._living():
-            worker.observe(observations)
+    def observe(self, observations: list[dict[str, Any]]) -> list[tuple[Worker, Deferred[Any]]]:
+        """Returns who is told, each with the answer to come."""
+        return [(worker, answer) for worker in self._living() if (answer := worker.observe(observations)) is not None]
 
     def reopen_logs(self) -> None:
         for worker in self._living():
@@ -308,33 +334,12 @@ class Fleet:
 
     def statistics(self) -> dict[str, Any]:
         """Totals over the living and the gone; counters never run backwards."""
-        return merge([self._gone, *(w.statistics for w in self._workers.values() if w.statistics is not None)])
+        return self._totals.over([w.statistics for w in self._workers.values() if w.statistics is not None])
 
     def ask(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]:
         """What every living worker answers, within 2 s; those that do not are left out."""
-        answers: list[Any] = []
-        done: Deferred[list[Any]] = Deferred()
         waiting = [worker.ask(asked) for worker in self.workers if worker.state in (State.SERVING, State.LAGGING)]
-        left = len(waiting)
-
-        def finish() -> None:
-            if limit.active():
-                limit.cancel()
-            if not done.called:
-                done.callback(list(answers))
-
-        def answered(answer: Any) -> None:
-            nonlocal left
-            left -= 1
-            if answer is not None:
-                answers.append(answer)
-            if not left:
-                finish()
-
-        limit = self._reactor.callLater(ASK_S if waiting else 0, finish)
-        for each in waiting:
-            each.addCallback(answered)
-        return done
+        return _within(self._reactor, ASK_S, waiting)
 
     def collect(self) -> Deferred[None]:
         """Ask everybody for fresh statistics; fires after 1 s at the latest."""
@@ -351,6 +356,96 @@ class Fleet:
 
         done.addCallback(finish)
         return in_time
+
+
+class Totals:
+    """What was counted by those who count no more."""
+
+    log = Logger()
+
+    def __init__(self) -> None:
+        self._gone = merge([])
+        self._elder: Mapping[str, Any] | None = None
+        """Latest totals of the supervisor before this one, while it finishes."""
+        self._is_strange = False
+
+    def over(self, living: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return merge([self._gone, *living] if self._elder is None else [self._gone, *living, self._elder])
+
+    def keep(self, statistics: Mapping[str, Any]) -> None:
+        """The last ones of a worker."""
+        self._gone = merge([self._gone, without_gauges(statistics)])
+
+    def count_elder(self, statistics: Mapping[str, Any] | None) -> None:
+        """What the supervisor before this one has counted; None: it has left, and adds no more."""
+        if statistics is None:
+            if self._elder is not None:
+                self.keep(self._elder)
+                self._elder = None
+            return
+        try:
+            merge([statistics])
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            if not self._is_strange:
+                self._is_strange = True
+                self.log.warn("what the version before this one counted is not understood and not added: {why}", why=repr(e))
+        else:
+            self._elder = statistics
+
+
+def heard_by_all(reactor: Any, told: Sequence[tuple[Worker, Deferred[Any]]]) -> Deferred[tuple[int, list[int]]]:
+    """Of those who are told something: (how many live, slots of those that have not taken it in after 5 s); the latter are behind."""
+    done: Deferred[tuple[int, list[int]]] = Deferred()
+    behind = {worker.slot: worker for worker, _ in told}
+    left = len(told)
+
+    def finish() -> None:
+        if limit.active():
+            limit.cancel()
+        living = [worker for worker, _ in told if worker.state is not State.GONE]
+        lagging = [worker for worker in living if worker.slot in behind]
+        for worker in lagging:
+            worker.lags("it did not take in what it was told")
+        done.callback((len(living), [worker.slot for worker in lagging]))
+
+    def answered(answer: Any, slot: int) -> None:
+        nonlocal left
+        left -= 1
+        if answer is not None:
+            del behind[slot]
+        if not left and not done.called:
+            finish()
+
+    limit = reactor.callLater(LAG_S if told else 0, finish)
+    for worker, answer in told:
+        answer.addCallback(answered, worker.slot)
+    return done
+
+
+def _within(reactor: Any, seconds: float, waiting: Sequence[Deferred[Any]]) -> Deferred[list[Any]]:
+    """The answers that come in time."""
+    answers: list[Any] = []
+    done: Deferred[list[Any]] = Deferred()
+    left = len(waiting)
+
+    def finish() -> None:
+        if limit.active():
+            limit.cancel()
+        if not done.called:
+            done.callback(list(answers))
+
+    def answered(answer: Any) -> None:
+        nonlocal left
+        left -= 1
+        if answer is not None:
+            answers.append(answer)
+        if not left:
+            finish()
+
+    limit = reactor.callLater(seconds if waiting else 0, finish)
+    for each in waiting:
+        each.addCallback(answered)
+    return done
 
 
 def _when(ended: Deferred[None]) -> Deferred[None]:

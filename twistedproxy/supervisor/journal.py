@@ -33,12 +33,15 @@ from twistedproxy.config.control import Entry
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ChangeRefused, one_line
 from twistedproxy.supervisor import records
+from twistedproxy.supervisor.guard import Watch
 from twistedproxy.supervisor.overrides import Override, Overrides, Superseded, overrides_of
 from twistedproxy.supervisor.records import Corrupt, Parsed, Record
 
 KEPT_ENTRIES = 10_000
 """Entries answered from memory by `entries`; the files keep all."""
 COMPACT_BYTES = 8 * 1024 * 1024
+OLDER_FILES = 4
+"""So many of the files put aside are read at start, newest first: with large configurations each holds few changes."""
 
 T = TypeVar("T")
 InThread = Callable[[Callable[[], None]], "Deferred[None]"]
@@ -63,6 +66,7 @@ class Note:
     """In place of `changes.describe`."""
     undoes: int | None = None
     confirm_by: str | None = None
+    guard: Watch | None = None
     configured: Model | None = None
     """Of a `ReplaceConfig`: what the text means, without live values."""
     superseded: tuple[Override, ...] = ()
@@ -93,6 +97,10 @@ class ChangeLog(Protocol):
 
     async def confirm(self, revision: int, by: str) -> None: ...
 
+    def guarded(self) -> Sequence[Record]:
+        """Changes with a guard that are neither confirmed nor undone; its time may be over."""
+        ...
+
     def unconfirmed(self) -> Sequence[Entry]:
         """Changes that wait for confirmation, or did when we went down."""
         ...
@@ -105,6 +113,12 @@ class ChangeLog(Protocol):
         """Call `observer` for every new entry, whoever made it, until the returned function is called."""
         ...
 
+    def read_again(self, *, is_ours: bool) -> None:
+        """Another supervisor wrote; `is_ours`: it does not any more, so that we may. `OSError` when that cannot be."""
+        ...
+
+    def close(self) -> None: ...
+
 
 class Journal:
     """The `ChangeLog` in one file.
@@ -114,8 +128,10 @@ class Journal:
 
     log = Logger()
 
-    def __init__(self, path: str, in_thread: InThread, wall: Callable[[], float]) -> None:
+    def __init__(self, path: str, in_thread: InThread, wall: Callable[[], float], is_ours: bool = True) -> None:
         self.path = path
+        self._is_ours = is_ours
+        """False for a successor, while the old supervisor still writes: the file is read and not touched."""
         self._in_thread = in_thread
         self._wall = wall
         self._node = socket.gethostname()
@@ -138,6 +154,11 @@ class Journal:
                 data = f.read()
         except FileNotFoundError:
             data = b""
+        if not self._is_ours:
+            # What the old one has not finished writing is no change yet; if it cannot be read, that is dealt with when it is ours.
+            with contextlib.suppress(Corrupt):
+                self._take(records.parse(data))
+            return
         try:
             parsed = records.parse(data)
         except Corrupt as e:
@@ -152,7 +173,6 @@ class Journal:
             )  # fmt: skip
             os.ftruncate(self._file, keep)
         self._length = keep
-        self.revision = parsed.revision
         self._first = parsed.first if keep else parsed.revision
         if not keep:
             self._write(records.header(parsed.revision, self._node))
@@ -162,6 +182,7 @@ class Journal:
         self._take(parsed)
 
     def _take(self, parsed: Parsed) -> None:
+        self.revision = parsed.revision
         self._records.extend(self._before(parsed.first) if parsed.first else ())
         for record in parsed.records:
             if record.undoes is not None:
@@ -174,22 +195,30 @@ class Journal:
             self._text = parsed.texts[max(parsed.texts)]
 
     def _before(self, first: int) -> Sequence[Record]:
-        """The changes of the file that the last compaction put aside."""
-        for path in self._history():
+        """The changes of the files that compaction put aside last."""
+        older: list[Record] = []
+        for path in self._history()[:OLDER_FILES]:
             try:
                 with open(path, "rb") as f:
                     parsed = records.parse(f.read())
             except (OSError, Corrupt) as e:
                 self.log.warn("{path}: older changes are not listed: {why}", path=path, why=str(e))
-                return ()
-            return [record for record in parsed.records if record.entry.revision <= first]
-        return ()
+                break
+            before = [record for record in parsed.records if record.entry.revision <= first]
+            for record in older:
+                if record.undoes is not None:
+                    records.settle(before, record.undoes, record.entry.revision)
+            older[:0] = before
+            first = min(first, parsed.first)
+            if not first or len(older) >= KEPT_ENTRIES:
+                break
+        return older
 
     def _history(self) -> list[str]:
         """Files of older changes, newest first."""
         stem = self.path.removesuffix(".jsonl")
         found = [(re.fullmatch(r"(\d+)-(\d+)", p[len(stem) + 1 : -6]), p) for p in glob.glob(glob.escape(stem) + "-*.jsonl")]
-        return [path for _, path in sorted(((int(m[1]), path) for m, path in found if m), reverse=True)]
+        return [path for _, _, path in sorted(((int(m[1]), int(m[2]), path) for m, path in found if m), reverse=True)]
 
     def _set_aside(self, data: bytes, why: Corrupt) -> int:
         """Keep the unreadable file for people to look at; returns the highest revision that can be read in it."""
@@ -219,7 +248,7 @@ class Journal:
         """
         model, superseded = self._overrides.over(configured)
         self._configured = configured
-        if text is not None and text != self._text:
+        if text is not None and text != self._text and self._is_ours:
             try:
                 self._remember(configured, text, tuple(s.override for s in superseded))
             except OSError as e:
@@ -250,6 +279,9 @@ class Journal:
 
     def records_after(self, revision: int) -> Sequence[Record]:
         return [record for record in self._records if record.entry.revision > revision]
+
+    def guarded(self) -> Sequence[Record]:
+        return [record for record in self._records if record.guard is not None]
 
     def unconfirmed(self) -> Sequence[Entry]:
         return [entry for entry in self.entries() if entry.confirm_by is not None]
@@ -292,7 +324,7 @@ class Journal:
         def write() -> None:
             if self._file < 0:
                 raise OSError(errno.EBADF, "it is closed, the proxy is stopping")
-            if self._length + len(line) > COMPACT_BYTES and not self.unconfirmed():
+            if self._length + len(line) > COMPACT_BYTES and self.revision > self._first and not self.unconfirmed():
                 self._compact()
             self._write(line)
 
@@ -317,6 +349,7 @@ class Journal:
             note.revived if is_config else overrides_of(self._configured, change),
             note.superseded,
             note.undoes,
+            note.guard,
         )
         return record, records.change_line(record, change, self._node)
 
@@ -367,9 +400,19 @@ class Journal:
             sync_directory(os.path.dirname(self.path))
         except OSError:
             os.close(file)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             raise
         os.close(self._file)
         self._file, self._length, self._first = file, len(fresh), self.revision
+
+    def read_again(self, *, is_ours: bool) -> None:
+        """Another supervisor wrote; `is_ours`: it does not any more, so that we may. `OSError` when that cannot be."""
+        self.close()
+        self._is_ours = is_ours
+        self._records.clear()
+        self._overrides, self._text, self.revision = Overrides(), None, 0
+        self._open()
 
     def close(self) -> None:
         if self._file >= 0:

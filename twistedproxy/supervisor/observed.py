@@ -6,13 +6,13 @@ Nobody wants these facts, they just are: no journal, no revision. Those of one t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.logger import Logger, LogLevel
 
 from twistedproxy.config import changes, plain
-from twistedproxy.config.changes import Ejected, HealthSeen, Observation, Resolved
+from twistedproxy.config.changes import CachePurged, Ejected, HealthSeen, Observation, Resolved
 from twistedproxy.config.control import CertificateView
 from twistedproxy.config.model import Health, Model
 from twistedproxy.supervisor.certificates import CertificateFiles
@@ -57,7 +57,7 @@ class Observed:
         names: MakeNames,
         wall: Callable[[], float],
         *,
-        broadcast: Callable[[list[dict[str, Any]]], None],
+        broadcast: Callable[[list[dict[str, Any]]], Any],
         publish: Callable[[str, Mapping[str, Any]], None],
     ) -> None:
         self._reactor = reactor
@@ -142,6 +142,23 @@ class Observed:
     def certificates(self) -> tuple[CertificateView, ...]:
         return self._certificates.views + (tuple(self._automatic.views) if self._automatic is not None else ())
 
+    def take_over(self, seen: Iterable[Mapping[str, Any]]) -> None:
+        """What the supervisor before us saw; our own probes have had little time. What this version does not know is passed over."""
+        own = self._facts.health
+        for each in seen:
+            try:
+                observation = changes.from_plain(each)
+            except (LookupError, TypeError, ValueError):
+                continue
+            if isinstance(observation, Ejected):
+                self.put(observation)
+            elif isinstance(observation, HealthSeen):
+                key = (observation.pool, observation.server)
+                if key in server_keys(self._model) and self._model.pools[key[0]].health is not None and key not in own:
+                    self.put(observation)
+            elif isinstance(observation, Resolved) and (observation.pool, observation.server) not in self._facts.resolved:
+                self.put(observation)
+
     def plain(self) -> list[dict[str, Any]]:
         """All of it, for a worker that starts."""
         return self._facts.plain()
@@ -156,10 +173,25 @@ class Observed:
             self._flush = self._reactor.callLater(0, self._broadcast)
         return before
 
-    def _broadcast(self) -> None:
+    def _broadcast(self) -> Any:
         self._flush = None
         observations, self._to_broadcast = self._to_broadcast, []
-        self._send(observations)
+        return self._send(observations)
+
+    def broadcast_now(self) -> Any:
+        """Returns what `broadcast` returns, also when there is nothing new: who answers knows all that was sent before."""
+        if self._flush is not None:
+            self._flush.cancel()
+        return self._broadcast()
+
+    def keep_purges(self, purges: Sequence[CachePurged]) -> None:
+        """These are all that count: those that are new are broadcast, and of others new workers need not know."""
+        wanted, known = set(purges), set(self._facts.purges)
+        for purge in known - wanted:
+            self._facts.forget_purge(purge)
+        for purge in purges:
+            if purge not in known:
+                self.put(purge)
 
     def _saw_check(self, pool: str, server: str, result: str) -> None:
         self._checks_made[pool, server, result] += 1

@@ -19,23 +19,17 @@ from twisted.logger import Logger
 
 from twistedproxy.config import changes, plain, shown, undo
 from twistedproxy.config.changes import Change, ReplaceConfig
-from twistedproxy.config.control import Applied, Entry, Preview, Terms
+from twistedproxy.config.control import Applied, Entry, Preview, Terms, check_revision
 from twistedproxy.config.model import Model
 from twistedproxy.config.words import change_in_words
 from twistedproxy.errors import ChangeRefused, ConfigurationError, Problem
 from twistedproxy.supervisor import adoption
 from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile, keep_what_needs_a_restart, try_tests
-from twistedproxy.supervisor.guard import Guard
-from twistedproxy.supervisor.journal import ChangeLog, Note, rfc3339
+from twistedproxy.supervisor.journal import ChangeLog, Note
 from twistedproxy.supervisor.overrides import Override, Overrides
-from twistedproxy.supervisor.pending import Pending
-from twistedproxy.supervisor.preview import previewed
+from twistedproxy.supervisor.preview import keyed_pools, previewed, together
+from twistedproxy.supervisor.probation import Probation
 from twistedproxy.supervisor.sockets import Staged, Wanted, wanted_listeners
-
-OURSELVES = "revproxy"
-"""Who takes back what was not confirmed."""
-GUARD_S = 120.0
-"""How long `abort_if` watches a change that needs no confirmation."""
 
 
 class Plane(Protocol):
@@ -67,6 +61,8 @@ class Plane(Protocol):
 
     def statistics(self) -> Mapping[str, Any]: ...
 
+    def ask_workers(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]: ...
+
 
 class Operations:
     """`file` and `current`: the configuration file and what it said at start; None: only live changes are possible."""
@@ -91,25 +87,34 @@ class Operations:
         self.current = current
         self._in_thread = in_thread
         self._lock = DeferredLock()
+        self._closed_because = ""
+        """Why there are no changes at this moment; "": there are."""
+        self.is_file_busy = False
+        """A successor reads the file."""
         self.reloads: Counter[str] = Counter({"success": 0, "refused": 0})
-        self._pending = Pending(reactor, self._ran_out)
-        self._guard = Guard(reactor.seconds, plane.statistics, self._tripped)
+        self._probation = Probation(reactor, plane, journal, wall, self.undo, self.confirm)
+        self.start = self._probation.start
+        """Go on waiting for confirmations and watching what is guarded."""
+        self.stop = self._probation.stop
+        self.each_second = self._probation.each_second
 
-    def start(self) -> None:
-        """Go on waiting for confirmations; what ran out while we were down is taken back now."""
-        for entry in self._journal.unconfirmed():
-            self._pending.wait(entry.revision, seconds_until(entry.confirm_by or "", self._wall()))
+    async def freeze(self, because: str) -> None:
+        """Refuse every change until `thaw`; returns when the one in work, if any, is through."""
+        self._closed_because = because
+        await self._lock.acquire()
 
-    def stop(self) -> None:
-        self._pending.stop()
+    def thaw(self) -> None:
+        self._closed_because = ""
+        self._lock.release()
+
+    def _check_open(self) -> None:
+        if self._closed_because:
+            raise ChangeRefused(503, f"nothing was changed: {self._closed_because}", retry_after_s=1)
 
     async def quiet(self) -> None:
         """Wait until the change in work, if any, is through; a stopping proxy begins no other."""
         async with self._lock:
             pass
-
-    def each_second(self) -> None:
-        self._guard.look()
 
     @property
     def effective(self) -> Mapping[str, Any]:
@@ -120,18 +125,18 @@ class Operations:
     # One change
 
     async def apply(self, change: Change, terms: Terms) -> Applied:
+        self._check_open()
         async with self._lock:
             self._check(terms)
             return_now, acks = await self._change(change, terms, Note())
         return return_now if acks is None else await self._finished(return_now, acks)
 
     def _check(self, terms: Terms) -> None:
+        self._check_open()
         if self._plane.is_stopping:
             raise ChangeRefused(503, "the proxy is stopping")
-        expected, revision = terms.expected_revision, self._plane.revision
-        if expected is not None and expected != revision:
-            raise ChangeRefused(412, f"you changed revision {expected}, the proxy is at revision {revision}; look again and retry")
-        self._guard.check(terms.abort_if)
+        check_revision(terms.expected_revision, self._plane.revision)
+        self._probation.check(terms)
 
     async def _change(self, change: Change, terms: Terms, note: Note) -> tuple[Applied, Deferred[tuple[int, list[int]]] | None]:
         before = self._plane.model
@@ -141,32 +146,29 @@ class Operations:
             try_tests(model, self.current.text if self.current else "", self._file.path if self._file else "")
         if terms.is_preview:
             described = (changes.describe(before, change),)
-            return self._previewed(model, described, change), None
+            return await self._previewed(model, described, change), None
         if model == before and note.undoes is None:
             # A revision of its own would only stand in the way of undoing the one that did set it.
             return Applied(self._plane.revision, 0, 0, notes=("it is in force already",)), None
-        note = replace(note, confirm_by=self._deadline(terms))
+        note = self._probation.noted(note, changes.to_plain(change), terms)
         entry = await self._journal.append(before, change, by=terms.by, reason=terms.reason, note=note)
         acks = self._plane.commit(model, entry.revision, changes.to_plain(change))
         self._committed(entry, terms)
         return Applied(entry.revision, 0, 0, confirm_by=entry.confirm_by), acks
 
-    def _previewed(self, model: Model, described: tuple[Mapping[str, Any], ...], change: Change | None, **more: Any) -> Applied:
+    async def _previewed(self, model: Model, described: tuple[Mapping[str, Any], ...], change: Change | None, **more: Any) -> Applied:
+        before = self._plane.model
+        pools = keyed_pools(before, model)
+        keys = together(await self._plane.ask_workers({"ask": "keys", "pools": pools})) if pools else None
         health, ejected = self._plane.health()
         known = (health, ejected | self._plane.unresolved())
-        preview: Preview = previewed(self._plane.model, model, described, change, known, self._plane.statistics())
+        preview: Preview = previewed(before, model, described, change, known, self._plane.statistics(), keys)
         return Applied(self._plane.revision, 0, 0, preview=preview, **more)
-
-    def _deadline(self, terms: Terms) -> str | None:
-        return None if terms.confirm_within_s is None else rfc3339(self._wall() + terms.confirm_within_s)
 
     def _committed(self, entry: Entry, terms: Terms) -> None:
         self.log.info("revision {revision} by {by}: {what}", revision=entry.revision, by=terms.by, what=change_in_words(entry.change))
         self._plane.publish("change", plain.encode(entry))
-        if terms.confirm_within_s is not None:
-            self._pending.wait(entry.revision, terms.confirm_within_s)
-        if terms.abort_if is not None:
-            self._guard.watch(entry.revision, terms.abort_if, terms.confirm_within_s or GUARD_S)
+        self._probation.begin(entry, terms)
 
     async def _finished(self, applied: Applied, acks: Deferred[tuple[int, list[int]]]) -> Applied:
         total, behind = await acks
@@ -178,6 +180,7 @@ class Operations:
         """Make the file what is in force; `ConfigurationError` with every problem, and then nothing has changed."""
         if self._file is None:
             raise ChangeRefused(409, "this proxy runs without a configuration file")
+        self._check_open()
         try:
             async with self._lock:
                 self._check(terms)
@@ -202,6 +205,8 @@ class Operations:
         old = self.current
         if old is None:
             raise ChangeRefused(409, "this proxy runs without a configuration file")
+        if self.is_file_busy:
+            raise ChangeRefused(503, "nothing was changed: an upgrade is under way and reads the file; try again", retry_after_s=2)
         configured, notes = keep_what_needs_a_restart(old.model, wanted.model)
         model, superseded = self._journal.lay_over(configured, revived)
         words = tuple(str(each) for each in superseded if not each.is_agreement)
@@ -216,11 +221,10 @@ class Operations:
             raise ConfigurationError([Problem(p.path, p.message, p.line, p.file or file) for p in staged])
         if terms.is_preview:
             staged.abandon()
-            return self._previewed(model, (described,), None, superseded=words, notes=notes), None, _nothing
-        note_kept = Note(
-            described, undoes=undoes, confirm_by=self._deadline(terms), configured=configured,
-            superseded=tuple(s.override for s in superseded), revived=revived,
-        )  # fmt: skip
+            return await self._previewed(model, (described,), None, superseded=words, notes=notes), None, _nothing
+        superseded_now = tuple(s.override for s in superseded)
+        note_kept = Note(described, undoes=undoes, configured=configured, superseded=superseded_now, revived=revived)
+        note_kept = self._probation.noted(note_kept, {"kind": "replace_config"}, terms)
         try:
             entry = await self._journal.append(
                 self._plane.model, ReplaceConfig(wanted.text), by=terms.by, reason=terms.reason, note=note_kept
@@ -244,6 +248,7 @@ class Operations:
 
     async def undo(self, revision: int, terms: Terms) -> Applied:
         done: Callable[[], None] = _nothing
+        self._check_open()
         async with self._lock:
             self._check(terms)
             record = self._journal.record(revision)
@@ -266,8 +271,7 @@ class Operations:
             else:
                 raise ChangeRefused(409, f"revision {revision} was made by an older version, which did not note how to take it back")
         if not terms.is_preview:
-            self._pending.forget(revision)
-            self._guard.forget(revision)
+            self._probation.settled(revision)
         if acks is None:
             return applied
         applied = await self._finished(applied, acks)
@@ -284,34 +288,15 @@ class Operations:
             raise ChangeRefused(409, f"the configuration before revision {revision} is not valid any more: {e.problems[0]}") from None
 
     async def confirm(self, revision: int, by: str) -> None:
+        self._check_open()
         async with self._lock:
+            self._check_open()
             if all(entry.revision != revision for entry in self._journal.unconfirmed()):
                 waiting = ", ".join(str(entry.revision) for entry in self._journal.unconfirmed()) or "none"
                 raise ChangeRefused(409, f"revision {revision} does not wait for confirmation; these do: {waiting}")
             await self._journal.confirm(revision, by)
-            self._pending.forget(revision)
+            self._probation.settled(revision)
         self.log.info("revision {revision} is confirmed by {by}", revision=revision, by=by)
-
-    def _ran_out(self, revision: int) -> None:
-        self._take_back(revision, "not confirmed in time")
-
-    def _tripped(self, revision: int, figures: str) -> None:
-        self._take_back(revision, figures)
-
-    def _take_back(self, revision: int, why: str) -> None:
-        self.log.warn("revision {revision} is taken back: {why}", revision=revision, why=why)
-        undone = Deferred.fromCoroutine(self.undo(revision, Terms(OURSELVES, why)))
-        undone.addErrback(lambda failure: self._cannot_take_back(revision, failure))
-
-    def _cannot_take_back(self, revision: int, failure: Any) -> None:
-        self.log.error("revision {revision} cannot be taken back and stays: {why}", revision=revision, why=failure.getErrorMessage())
-        if (
-            failure.check(ChangeRefused)
-            and failure.value.status == 409
-            and any(e.revision == revision for e in self._journal.unconfirmed())
-        ):
-            kept = Deferred.fromCoroutine(self.confirm(revision, OURSELVES))
-            kept.addErrback(lambda f: self.log.error("{why}", why=f.getErrorMessage()))
 
     # Looking
 
@@ -360,15 +345,6 @@ def _check_emptied(before: Model, after: Model) -> None:
         if pool.servers and name in after.pools and not after.pools[name].servers:
             last = pool.servers[-1].address
             raise ChangeRefused(409, f"{last} is the last server of pool {name}; drain it or set it to maint instead", "server")
-
-
-def seconds_until(at: str, now: float) -> float:
-    from datetime import datetime  # noqa: PLC0415 - at start only
-
-    try:
-        return max(0.0, datetime.fromisoformat(at).timestamp() - now)
-    except ValueError:
-        return 0.0
 
 
 def _nothing() -> None:

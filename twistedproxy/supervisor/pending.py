@@ -18,6 +18,7 @@ class Pending:
         return revision in self._timers
 
     def wait(self, revision: int, within_s: float) -> None:
+        self.forget(revision)
         self._timers[revision] = self._reactor.callLater(within_s, self._late, revision)
 
     def _late(self, revision: int) -> None:

@@ -343,9 +343,11 @@ class Worker(ProcessProtocol):
         for _, reached in there:
             reached.callback(True)
 
-    def observe(self, observations: list[dict[str, Any]]) -> None:
-        if self._knows_model and self._channel is not None and self.state is not State.STOPPING:
-            self._call(commands.Observe, transfer=self._channel.send_value(observations))
+    def observe(self, observations: list[dict[str, Any]]) -> Deferred[Any] | None:
+        """Its answer to come, which is None when it could not; None: it learns them with its configuration, or leaves."""
+        if not self._knows_model or self._channel is None or self.state is State.STOPPING:
+            return None
+        return self._call(commands.Observe, transfer=self._channel.send_value(observations))
 
     def adopt(self, listener: str, index: int, descriptor: int) -> None:
         # A copy of our own: the channel sends it a little later, when the caller's may be closed already.

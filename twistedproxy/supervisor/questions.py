@@ -14,8 +14,10 @@ from twistedproxy.config import plain
 from twistedproxy.config.control import Entry
 from twistedproxy.config.model import Model
 from twistedproxy.errors import BadHead, ChangeRefused
-from twistedproxy.http.explain import Known, explain, question
+from twistedproxy.http.explain import explain, question
+from twistedproxy.http.matching import Imagined
 from twistedproxy.http.trials import offline_router
+from twistedproxy.pool.twin import Known
 from twistedproxy.supervisor.journal import rfc3339
 
 KEPT_TRANSITIONS = 2000
@@ -70,7 +72,8 @@ class Questions:
                 raise ChangeRefused(400, f"header {line!r:.80} is not 'Name: value'", "header")
             headers.append((name.strip(), value.strip()))
         try:
-            asked = question(arguments.get("method", "GET"), arguments["url"], headers, arguments.get("client", "127.0.0.1"))
+            client = arguments.get("client", "127.0.0.1")
+            asked = question(arguments.get("method", "GET"), arguments["url"], headers, client, _shown(arguments))
         except BadHead as error:
             raise ChangeRefused(400, f"a client would be told {error.status}: {error.detail}", "url") from None
         except ValueError as error:
@@ -134,3 +137,10 @@ class Questions:
                 for key in sorted(results)
             ]
         }  # fmt: skip
+
+
+def _shown(arguments: Mapping[str, Any]) -> Imagined | None:
+    """The certificate that the imagined client shows."""
+    names = tuple(arguments.get("client_cert_san", ()))
+    subject, sha256 = (str(arguments.get(f"client_cert_{part}", "")) for part in ("subject", "sha256"))
+    return Imagined(subject, names, sha256.replace(":", "").lower()) if subject or names or sha256 else None

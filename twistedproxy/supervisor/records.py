@@ -17,6 +17,8 @@ from typing import Any
 
 from twistedproxy.config import changes
 from twistedproxy.config.control import Entry
+from twistedproxy.errors import ChangeRefused
+from twistedproxy.supervisor.guard import Watch
 from twistedproxy.supervisor.overrides import Override
 
 FORMAT = 1
@@ -40,6 +42,8 @@ class Record:
     """Of a reload: live values that the file has overtaken."""
     undoes: int | None = None
     """The revision it takes back."""
+    guard: Watch | None = None
+    """What would make it be taken back by itself; None also once it is confirmed or undone."""
 
 
 @dataclass(slots=True)
@@ -71,7 +75,7 @@ def parse(data: bytes) -> Parsed:
             if not isinstance(record, dict):
                 raise ValueError(f"expected a table, got {record!r:.60}")
             _take(parsed, record, is_first=position == 0)
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError, ChangeRefused) as e:
             if end < 0:
                 break
             number = data.count(b"\n", 0, position) + 1
@@ -108,7 +112,7 @@ def settle(records: Any, revision: int, undone_by: int | None = None) -> None:
     """Note in the record of `revision` that it is confirmed, or undone: either way it does not wait any more."""
     for index, record in enumerate(records):
         if record.entry.revision == revision:
-            records[index] = replace(record, entry=replace(record.entry, undone_by=undone_by, confirm_by=None))
+            records[index] = replace(record, entry=replace(record.entry, undone_by=undone_by, confirm_by=None), guard=None)
 
 
 def _integer(value: Any) -> int:
@@ -139,6 +143,7 @@ def _record(line: Mapping[str, Any], after: int) -> tuple[Record, str | None]:
         tuple(Override.from_plain(o) for o in line["overrides"]),
         tuple(Override.from_plain(o) for o in line.get("superseded", ())),
         line.get("undoes"),
+        Watch.from_plain(line["guard"]) if "guard" in line else None,
     )
     return record, text
 
@@ -169,6 +174,8 @@ def change_line(record: Record, change: changes.Change, node: str) -> bytes:
         words["superseded"] = [override.to_plain() for override in record.superseded]
     if record.undoes is not None:
         words["undoes"] = record.undoes
+    if record.guard is not None:
+        words["guard"] = record.guard.to_plain()
     if entry.confirm_by is not None:
         words["confirm_by"] = entry.confirm_by
     return dump(words)

@@ -4,6 +4,8 @@ How it works
     What operators do goes through `operations`: checked, journaled with fsync, and only then committed here: model and revision,
     `Apply` or the whole model to every worker. Observations (health, ejection, addresses, rows) are broadcast without journal and
     revision; those of one reactor turn are sent together.
+
+The class has over 300 lines: it is the one who knows all others, and hands each question on to whom it belongs.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -23,20 +25,21 @@ from twistedproxy.config.changes import Change, HealthSeen
 from twistedproxy.config.control import Applied, Entry, Event, Snapshot, Terms, WorkerView
 from twistedproxy.config.model import Model
 from twistedproxy.errors import Problem
+from twistedproxy.supervisor.caching import Caching, Everybody, keeper_of
 from twistedproxy.supervisor.configuration import Configuration, ConfigurationFile
 from twistedproxy.supervisor.facts import Rows
 from twistedproxy.supervisor.fleet import Columns, Fleet, ListeningSockets
+from twistedproxy.supervisor.handover import HandOver
 from twistedproxy.supervisor.journal import ChangeLog, Replayed
 from twistedproxy.supervisor.nursery import Nursery
 from twistedproxy.supervisor.observed import MakeChecks, MakeNames, Observed
 from twistedproxy.supervisor.operations import Operations
 from twistedproxy.supervisor.processes import State, Worker
 from twistedproxy.supervisor.questions import Questions
+from twistedproxy.supervisor.rotation import Rotation
 from twistedproxy.supervisor.shifts import Shifts
 from twistedproxy.supervisor.sockets import Staged, Wanted
-
-if TYPE_CHECKING:
-    pass
+from twistedproxy.supervisor.upgrade import Upgrade
 
 STATS_S = 1.0
 
@@ -129,6 +132,16 @@ class Supervisor(Service):
         self._observed = Observed(
             reactor, self.model, rows, checks, names, wall, broadcast=self._fleet.observe, publish=self.publish
         )  # fmt: skip
+        self.caching = Caching(
+            self.model, wall, in_thread, Everybody(reactor, self._observed, self._fleet),
+            publish=self.publish, why_not=self._why_no_purge, make_keeper=keeper_of(reactor),
+        )  # fmt: skip
+        self.hand_over = HandOver(
+            reactor, self, journal, self._fleet, self.operations, self.shifts, self._observed, self.caching.purging,
+            lambda: [a for a, _ in sockets.kinds],
+        )  # fmt: skip
+        self.upgrade = Upgrade(reactor, self.hand_over, wall)
+        self.rotation = Rotation(reactor, self._fleet, self._why_no_rotation, self.publish, wall)
 
     # Life
 
@@ -137,17 +150,21 @@ class Supervisor(Service):
         self._started = self._reactor.seconds()
         for superseded in self._superseded:
             self.log.warn("the configuration file has overtaken a live change: {what}", what=str(superseded))
-        self._tell_listeners(self._sockets.addresses)
+        self.caching.start()
         self._fleet.start()
         self._observed.start()
         self._loop.start(STATS_S, now=False)
-        self.operations.start()
+        if not self.hand_over.is_still:
+            self._tell_listeners(self._sockets.addresses)
+            self.operations.start()
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, let the workers finish within the drain limits; `stop_now` cuts that short."""
         super().stopService()  # type: ignore[no-untyped-call]
         self.is_stopping = True
+        self.upgrade.stop()
         self.operations.stop()
+        self.caching.stop()
         self._observed.stop()
         timeouts = self.model.timeouts
         limit = max(timeouts.drain_http_s, timeouts.drain_tcp_s)
@@ -211,7 +228,28 @@ class Supervisor(Service):
         return await _shield(self.operations.adopt(terms))
 
     async def ask(self, what: str, arguments: Mapping[str, Any]) -> Any:
-        return await (self.shifts if what in self.shifts.questions else self.questions).answer(what, arguments)
+        for other in (self.shifts, self.caching, self.upgrade, self.rotation):
+            if what in other.questions:
+                return await other.answer(what, arguments)
+        return await self.questions.answer(what, arguments)
+
+    def _why_no_rotation(self) -> str:
+        if self.upgrade.is_under_way:
+            return "an upgrade is under way, which replaces all workers"
+        return "the proxy is stopping" if self.is_stopping else ""
+
+    def _why_no_purge(self) -> str:
+        return "another version takes over at this moment; ask again in a second" if self.hand_over.is_still else ""
+
+    def count_elder(self, connections: int, statistics: Mapping[str, Any] | None) -> None:
+        """The supervisor before this one still has `connections`, and has counted; None: it has left."""
+        self._fleet.count_elder(statistics)
+        self.upgrade.elder_has(connections, is_over=statistics is None)
+
+    @property
+    def slots(self) -> frozenset[int]:
+        """Of the scoreboard, those of our workers."""
+        return frozenset(worker.slot for worker in self._fleet.workers)
 
     def ask_workers(self, asked: Mapping[str, Any]) -> Deferred[list[Any]]:
         return self._fleet.ask(asked)
@@ -248,6 +286,7 @@ class Supervisor(Service):
     def commit(self, model: Model, revision: int, change: Mapping[str, Any] | None) -> Deferred[tuple[int, list[int]]]:
         self.model, self.revision = model, revision
         self._observed.before_commit(model)
+        self.caching.follow(model)
         acks = self._fleet.reach(revision, change)
         self._observed.after_commit()
         return acks
@@ -277,6 +316,7 @@ class Supervisor(Service):
             certificates=self._observed.certificates,
             effective=self.operations.effective,
             is_ready=self.is_ready,
+            upgrade=self.upgrade.latest,
         )
 
     @property
@@ -288,6 +328,7 @@ class Supervisor(Service):
 
     def statistics(self) -> Mapping[str, Any]:
         own = {"config_reloads": list(self.operations.reloads.items()), "health_checks": self._observed.health_checks}
+        own["cache_totals"] = self.caching.totals
         return self._fleet.statistics() | own
 
     async def fresh_statistics(self) -> Mapping[str, Any]:
@@ -347,9 +388,11 @@ class Supervisor(Service):
             self.log.info("ready")
 
     def _each_second(self) -> None:
-        if not self.is_stopping:
+        if not self.is_stopping and not self.hand_over.is_still:
             self.operations.each_second()
             self.shifts.look()
+        self.caching.purging.each_second()
+        self.upgrade.tell(sum(worker.connections for worker in self._fleet.workers), self._fleet.statistics)
         if not self._observers:
             return
         totals = self.statistics()

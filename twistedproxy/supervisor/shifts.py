@@ -4,7 +4,8 @@ How it works
     A shift is a list of steps (the share of `target` in per cent), a pause between them, and a condition to abort on. Each step is
     an ordinary change of the split, journaled and undoable. Once a second the target's requests since the step began are held
     against the source's in the same time (`guard`); too few requests say nothing. Somebody else who changes the split meanwhile
-    ends the shift: two hands on one wheel are worse than either. What is under way is kept in ``shifts.json`` in the state
+    ends the shift: two hands on one wheel are worse than either. A way back that is refused (a full disk) is tried again until it
+    is taken. What is under way is kept in ``shifts.json`` in the state
     directory; after a restart the current step begins anew, so that no step is taken that nobody watched.
 """
 
@@ -33,6 +34,8 @@ RUNNING, DONE, ABORTED, STOPPED = "running", "done", "aborted", "stopped"
 KEPT = 50
 MOST_STEPS = 50
 LEAST_PAUSE_S = 1.0
+TRY_AGAIN_S = 5.0
+"""Pause between attempts to go back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class Shift:
     next_at: float = 0.0
     """Wall clock, when the next step is due."""
     note: str = ""
+    going_back: str = ""
+    """Why it is on its way back to where it began; "": it is not."""
     history: tuple[tuple[str, float, int], ...] = field(default=())
     """(when, share of the target, revision)."""
 
@@ -76,7 +81,9 @@ class Plane(Protocol):
 
     model: Model
 
-    async def apply(self, change: Change, *, by: str, reason: str = "") -> Applied: ...
+    async def apply(
+        self, change: Change, *, by: str, reason: str = "", expected_revision: int | None = None, preview: bool = False
+    ) -> Applied: ...
 
     def statistics(self) -> Mapping[str, Any]: ...
 
@@ -101,10 +108,12 @@ class Shifts:
 
     # What operators do
 
-    questions = frozenset({"shifts", "start_shift", "stop_shift"})
+    questions = frozenset({"shifts", "start_shift", "preview_shift", "stop_shift"})
 
     async def answer(self, what: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What the admin side asks of shifts, as it shows them."""
+        if what == "preview_shift":
+            return {"preview": plain.encode((await self.preview(arguments)).preview)}
         if what == "start_shift":
             return (await self.start(arguments, arguments["by"])).shown()
         if what == "stop_shift":
@@ -114,8 +123,24 @@ class Shifts:
     def all(self) -> Sequence[Shift]:
         return tuple(self._all.values())
 
+    async def preview(self, arguments: Mapping[str, Any]) -> Applied:
+        """What the first step would do."""
+        shift = self._wanted(arguments, "")
+        weights = tuple(_weights(shift, 0).items())
+        return await self._plane.apply(SetSplit(shift.site, shift.path, weights), by="", preview=True)
+
     async def start(self, arguments: Mapping[str, Any], by: str) -> Shift:
         """Take the first step; `ChangeRefused` says what is wrong."""
+        shift = self._wanted(arguments, by)
+        self._all[shift.id] = shift
+        try:
+            return await self._take_step(shift, arguments.get("expected_revision"))
+        except BaseException:
+            del self._all[shift.id]
+            self._save()
+            raise
+
+    def _wanted(self, arguments: Mapping[str, Any], by: str) -> Shift:
         steps = _steps(arguments["steps"])
         source, target = str(arguments["from"]), str(arguments["to"])
         if arguments["every_s"] < LEAST_PAUSE_S:
@@ -129,7 +154,7 @@ class Shifts:
                 raise ChangeRefused(409, f"shift {other.id} moves this split already; stop it first")
         before = tuple(weights_of(route).items()) if any(s.weight_set is not None for s in route.split) else None
         number = max((int(known) for known in self._all), default=0) + 1
-        shift = Shift(
+        return Shift(
             str(number),
             site,
             route.path,
@@ -142,13 +167,6 @@ class Shifts:
             str(arguments.get("reason", "")),
             before,
         )
-        self._all[shift.id] = shift
-        try:
-            return await self._take_step(shift)
-        except BaseException:
-            del self._all[shift.id]
-            self._save()
-            raise
 
     async def stop(self, shift_id: str, by: str, back: bool) -> Shift:
         """End a shift where it is, or with `back` where it began."""
@@ -160,7 +178,7 @@ class Shifts:
         if back:
             await self._go_back(shift, STOPPED, f"stopped by {by}")
         else:
-            self._put(replace(shift, state=STOPPED, note=f"stopped by {by}"))
+            self._put(replace(shift, state=STOPPED, note=f"stopped by {by}", going_back=""))
         return self._all[shift_id]
 
     def _find(self, source: str, target: str, site: str | None, path: str | None) -> tuple[str, Route]:
@@ -192,14 +210,31 @@ class Shifts:
             if shift.state == RUNNING and shift.id not in self._busy:
                 self._look_at(shift)
 
+    @property
+    def is_quiet(self) -> bool:
+        """No step is on its way."""
+        return not self._busy
+
+    def read_again(self) -> None:
+        """Another supervisor went on with them until now."""
+        self._all.clear()
+        self._starts.clear()
+        self._load()
+
     def _look_at(self, shift: Shift) -> None:
         now = self._wall()
         route = self._route(shift)
         if route is None or dict(weights_of(route)) != _weights(shift, shift.step):
-            self._put(replace(shift, state=STOPPED, note="somebody else changed the split"))
+            self._put(replace(shift, state=STOPPED, note="somebody else changed the split", going_back=""))
+            return
+        if shift.going_back:
+            if now >= shift.next_at:
+                self._run(shift, self._go_back(shift, ABORTED, shift.going_back))
             return
         figures = self._judge(shift)
         if figures:
+            self.log.warn("shift {id} goes back to where it began: {why}", id=shift.id, why=figures)
+            self._put(replace(shift, going_back=figures))
             self._run(shift, self._go_back(shift, ABORTED, figures))
         elif now >= shift.next_at:
             if shift.step + 1 < len(shift.steps):
@@ -227,13 +262,12 @@ class Shifts:
         statistics = self._plane.statistics()
 
         def of(pool: str) -> Sample:
-            return guard.sample(
-                {name: [r for r in statistics[name] if tuple(r[:2]) == (shift.site, pool)] for name in ("requests", "durations")}
-            )
+            rows = {name: [r for r in statistics[name] if tuple(r[:2]) == (shift.site, pool)] for name in ("requests", "durations")}
+            return guard.sample(rows)
 
         return of(shift.source), of(shift.target)
 
-    async def _take_step(self, shift: Shift) -> Shift:
+    async def _take_step(self, shift: Shift, expected: int | None = None) -> Shift:
         step = shift.step + 1
         old = self._starts.get(shift.id)
         source, target = self._totals(shift)
@@ -242,7 +276,7 @@ class Shifts:
         )
         share = shift.steps[step]
         self._put(replace(shift, step=step, next_at=self._wall() + shift.every_s))
-        applied = await self._set(shift, tuple(_weights(shift, step).items()), f"shift {shift.id}: {shift.target} at {share:g}%")
+        applied = await self._set(shift, tuple(_weights(shift, step).items()), f"shift {shift.id}: {shift.target} at {share:g}%", expected)
         self._starts[shift.id] = (source, target, before or Sample(0, 0, ()))
         taken = (rfc3339(self._wall()), share, applied.revision)
         shift = replace(shift, step=step, next_at=self._wall() + shift.every_s, history=(*shift.history, taken))
@@ -250,18 +284,20 @@ class Shifts:
         return shift
 
     async def _go_back(self, shift: Shift, state: str, why: str) -> None:
-        self.log.warn("shift {id} goes back to where it began: {why}", id=shift.id, why=why)
         applied = await self._set(shift, shift.before, f"shift {shift.id} {state}: {why}")
         route = self._route(shift)
         weights = weights_of(route) if route is not None else {}
         share = round(100 * weights.get(shift.target, 0) / (sum(weights.values()) or 1), 3)
         taken = (rfc3339(self._wall()), share, applied.revision)
-        self._put(replace(shift, state=state, note=why, history=(*shift.history, taken)))
+        self._put(replace(shift, state=state, note=why, going_back="", history=(*shift.history, taken)))
 
-    async def _set(self, shift: Shift, weights: tuple[tuple[str, int], ...] | None, reason: str) -> Applied:
+    async def _set(
+        self, shift: Shift, weights: tuple[tuple[str, int], ...] | None, reason: str, expected: int | None = None
+    ) -> Applied:
         if shift.reason:
             reason = f"{reason} ({shift.reason})"
-        return await self._plane.apply(SetSplit(shift.site, shift.path, weights), by=shift.by, reason=reason)
+        change = SetSplit(shift.site, shift.path, weights)
+        return await self._plane.apply(change, by=shift.by, reason=reason, expected_revision=expected)
 
     def _run(self, shift: Shift, work: Coroutine[Any, Any, Any]) -> None:
         self._busy.add(shift.id)
@@ -272,7 +308,11 @@ class Shifts:
         def failed(failure: Any) -> None:
             if failure.check(ChangeRefused, ConfigurationError) is None:
                 self.log.failure("shift {id} failed", failure, id=shift.id)
-            self._put(replace(self._all[shift.id], state=STOPPED, note=f"a step was refused: {failure.getErrorMessage()[:300]}"))
+            known, why = self._all[shift.id], failure.getErrorMessage()[:300]
+            if known.going_back and failure.check(ChangeRefused) and failure.value.status == 503:
+                self._put(replace(known, next_at=self._wall() + TRY_AGAIN_S, note=f"the way back is tried again: {why}"))
+            else:
+                self._put(replace(known, state=STOPPED, note=f"a step was refused: {why}", going_back=""))
 
         Deferred.fromCoroutine(work).addErrback(failed).addBoth(over)
 
@@ -317,7 +357,8 @@ class Shifts:
             return
         for shift in known:
             is_on = shift.state == RUNNING
-            self._all[shift.id] = replace(shift, next_at=self._wall() + shift.every_s) if is_on else shift
+            pause = 0.0 if shift.going_back else shift.every_s
+            self._all[shift.id] = replace(shift, next_at=self._wall() + pause) if is_on else shift
 
 
 def _steps(given: Any) -> tuple[float, ...]:

@@ -60,6 +60,11 @@ class _Bound:
         if self.inode is not None and _inode(path) == self.inode:
             os.unlink(path)
 
+    def own(self) -> None:
+        """From now on the file of a unix socket goes with it."""
+        if endpoint(self.address).family == socket.AF_UNIX:
+            self.inode = _inode(endpoint(self.address).host)
+
 
 def wanted_listeners(model: Model) -> list[Wanted]:
     plain = [item for item in model.http if not item.is_tls]
@@ -116,7 +121,7 @@ class Sockets:
     """All listening sockets of this process family.
 
     `tune` sets the TCP options that accepted sockets inherit; `warn` gets sentences for the operator; `handed` are sockets that somebody
-    else bound for us, by address.
+    else bound for us, by address; `inherited` those of the supervisor that we shall replace, by configured address, with the bound one.
     """
 
     def __init__(
@@ -125,8 +130,10 @@ class Sockets:
         tune: Callable[[socket.socket], None],
         warn: Callable[[str], None],
         handed: Mapping[str, socket.socket] | None = None,
+        inherited: Mapping[str, tuple[str, tuple[socket.socket, ...]]] | None = None,
     ) -> None:
-        self._handed = handed or {}
+        self.handed = handed or {}
+        self._inherited = dict(inherited or {})
         self._slots = slots
         self._tune = tune
         self._warn = warn
@@ -170,6 +177,28 @@ class Sockets:
             bound.close()
         self._bound.clear()
 
+    def own(self) -> None:
+        """What was inherited is ours now; what the configuration does not name any more is closed."""
+        for bound in self._bound.values():
+            if bound.wanted.address in self._inherited:
+                bound.own()
+        for configured, (address, sockets) in self._inherited.items():
+            left = _Bound(Wanted(Address(configured), "", ""), address, sockets)
+            if configured not in self._bound:
+                left.own()
+            left.close()
+        self._inherited.clear()
+
+    def disown(self) -> None:
+        """A successor has them all: our copies may be closed, the files of unix sockets stay."""
+        for bound in self._bound.values():
+            bound.inode = None
+
+    @property
+    def descriptors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """By configured address: the bound one, and the sockets."""
+        return {each: (bound.address, tuple(s.fileno() for s in bound.sockets)) for each, bound in self._bound.items()}
+
     def stage(self, wanted: Sequence[Wanted], slots: int) -> Staged | list[Problem]:
         """Bind what is new in `wanted`; the problems say what stands in the way, and then nothing is kept."""
         self._slots = slots
@@ -201,12 +230,13 @@ class Sockets:
 
     def _obstacle(self, item: Wanted) -> Problem | None:
         target = _resolve(item.address)
-        if str(target) in self._handed:
+        if str(target) in self.handed or item.address in self._inherited:
             return None
         try:
             if target.family == socket.AF_UNIX:
                 return _clear_path(item, target.host)
-            if target.port and any(endpoint(bound.address).port == target.port for bound in self._bound.values()):
+            ours = [*(bound.address for bound in self._bound.values()), *(address for address, _ in self._inherited.values())]
+            if target.port and any(endpoint(address).port == target.port for address in ours):
                 return None  # the port is ours already, under another address
             with _tcp_socket(target) as probe:
                 probe.bind(target.sockaddr)
@@ -215,10 +245,13 @@ class Sockets:
         return None
 
     def _bind_one(self, item: Wanted) -> _Bound:
+        if item.address in self._inherited:
+            address, passed = self._inherited[item.address]
+            return _Bound(item, address, tuple(each.dup() for each in passed))
         target = _resolve(item.address)
-        if str(target) in self._handed:
+        if str(target) in self.handed:
             # A copy, so that the listener may leave the configuration and come back.
-            return _Bound(item, str(target), (self._handed[str(target)].dup(),))
+            return _Bound(item, str(target), (self.handed[str(target)].dup(),))
         if target.family == socket.AF_UNIX:
             return self._bind_unix(item, target.host)
         sockets: list[socket.socket] = []

@@ -18,22 +18,33 @@ class StateDir:
     however that process ends. Workers do not inherit it.
     """
 
-    def __init__(self, path: str, lock: int, was_unclean: bool) -> None:
+    def __init__(self, path: str, lock: int, was_unclean: bool, is_ours: bool = True) -> None:
         self.path = path
         self._lock = lock
+        self._is_ours = is_ours
+        """False for a successor that has the lock from the old supervisor and has not taken over yet."""
         self.was_unclean = was_unclean
         """True when the last instance did not stop in order: its workers may still be closing their sockets."""
 
     def file(self, name: str) -> str:
         return os.path.join(self.path, name)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the lock: a copy of it is the lock as well."""
+        return self._lock
+
     def claim(self) -> None:
-        """Write our process id into the lock file; called again after twistd has forked."""
+        """Write our process id into the lock file; called again after twistd has forked, and by a successor when it takes over."""
+        self._is_ours = True
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """An orderly end: nothing is left for the next instance to wait for."""
+        if not self._is_ours:
+            self.hand_over()
+            return
         if self._lock < 0 and not self._lock_again():
             return  # the next instance has it already
         os.ftruncate(self._lock, 0)
@@ -42,8 +53,9 @@ class StateDir:
 
     def hand_over(self) -> None:
         """Let the next instance in while our workers finish; what is written tells it that ports may be held for a moment."""
-        os.close(self._lock)
-        self._lock = -1
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _lock_again(self) -> bool:
         try:
@@ -57,6 +69,11 @@ class StateDir:
             return False
         self._lock = lock
         return True
+
+
+def inherit_state_dir(path: str, lock: int) -> StateDir:
+    """With the lock of the supervisor that we shall replace."""
+    return StateDir(path, lock, was_unclean=False, is_ours=False)
 
 
 def open_state_dir(path: str) -> StateDir | Problem:

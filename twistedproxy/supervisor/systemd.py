@@ -51,6 +51,9 @@ class Notifier:
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         path = environ.pop("NOTIFY_SOCKET", "")
+        usec = environ.get("WATCHDOG_USEC", "")
+        self.words = {"NOTIFY_SOCKET": path} | ({"WATCHDOG_USEC": usec} if usec else {}) if path else {}
+        """What a successor needs in its environment."""
         self._path = "\0" + path[1:] if path.startswith("@") else path
         pid, period = environ.pop("WATCHDOG_PID", ""), environ.pop("WATCHDOG_USEC", "")
         is_ours = pid in ("", str(os.getpid())) and period.isascii() and period.isdigit()
@@ -69,6 +72,11 @@ class Notifier:
 
     def alive(self) -> None:
         self._send("WATCHDOG=1")
+
+    def hand_over(self, pid: int) -> None:
+        """Our successor is the main process from now on; we say no more, which could be taken for its words."""
+        self._send(f"MAINPID={pid}")
+        self._path = ""
 
     def _send(self, words: str) -> None:
         if not self._path:

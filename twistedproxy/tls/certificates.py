@@ -23,6 +23,8 @@ from twistedproxy.tls.client_hello import ClientHello
 from twistedproxy.tls.contexts import Pair, server_context
 
 PROTOCOLS = (b"http/1.1",)
+ACME_TLS = b"acme-tls/1"
+"""Spoken by authorities alone, to see a certificate with their token in it (RFC 8737)."""
 Key = tuple[str, str]
 """The files of a certificate and of its key, as configured; ("ca file", "") for certificates alone, ("auto", site) for ACME."""
 Vault = Mapping[Key, Pair]
@@ -71,8 +73,16 @@ def covers(names: Iterable[str], host: str) -> bool:
 class SiteCertificates:
     """All sites with TLS, in one worker. `vault` may still lack what is on its way: a site without its certificate is passed over."""
 
-    def __init__(self, sites: Iterable[Site], certificates: Certificates, vault: Vault, before: SiteCertificates | None = None) -> None:
+    def __init__(
+        self,
+        sites: Iterable[Site],
+        certificates: Certificates,
+        vault: Vault,
+        before: SiteCertificates | None = None,
+        challenges: Mapping[str, SSL.Context] | None = None,
+    ) -> None:
         self._vault = vault
+        self._challenges = challenges or {}
         self._names = {key: names_in(vault[key].chain) for key in (pair.key_names for pair in certificates.files) if key in vault}
         self._sites: dict[str, _TlsSite] = {}
         self._default: _TlsSite | None = None
@@ -115,6 +125,10 @@ class SiteCertificates:
                 site.chosen.clear()
             choice = site.chosen[name] = Choice(self._context(site, name), site.demands, bool(site.demands[0]))
         return choice
+
+    def challenge(self, hello: ClientHello) -> SSL.Context | None:
+        """For an authority that looks whether this name leads here, while we are waiting for it; nobody else gets this."""
+        return self._challenges.get(hello.name) if hello.protocols == (ACME_TLS,) else None
 
     def _find(self, host: str) -> _TlsSite | None:
         site = self._sites.get(host)

@@ -69,7 +69,11 @@ def read(data: bytes) -> ClientHello | Incomplete:
             if size > MAX_BYTES:
                 raise BadHello(f"a ClientHello of {size} bytes; at most {MAX_BYTES} are read", data)
             if len(message) >= size:
-                return _hello(message[4:size], data)
+                try:
+                    return _hello(message[4:size], data)
+                except BadHello as e:
+                    e.seen = data[:64]  # whoever wrote this speaks TLS, whatever the field begins with that is wrong
+                    raise
 
 
 def _wait(needed: int) -> Incomplete:
@@ -78,66 +82,53 @@ def _wait(needed: int) -> Incomplete:
     return Incomplete(needed)
 
 
-class _Fields:
-    """A byte string read from the front; a length that reaches beyond its end is a `BadHello`."""
-
-    __slots__ = ("_at", "_data")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
-    def take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > len(self._data):
-            raise BadHello("the ClientHello ends inside a field", self._data)
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
-
-    def vector(self, width: int) -> bytes:
-        """A field behind its own length of `width` bytes."""
-        return self.take(int.from_bytes(self.take(width)))
+_CUT = "the ClientHello ends inside a field"
 
 
 def _hello(body: bytes, data: bytes) -> ClientHello:
-    fields = _Fields(body)
-    fields.take(2 + 32)  # legacy version, random
-    fields.vector(1)  # session id
-    fields.vector(2)  # cipher suites
-    fields.vector(1)  # compression methods
+    """Plain arithmetic on one index: this is on the path of each handshake."""
     name = ""
     protocols: tuple[bytes, ...] = ()
-    if fields:
-        extensions = _Fields(fields.vector(2))
-        if fields:
-            raise BadHello("bytes behind the extensions of the ClientHello", data)
-        seen: set[int] = set()
-        while extensions:
-            kind = int.from_bytes(extensions.take(2))
-            content = extensions.vector(2)
-            if kind in seen:
-                raise BadHello(f"two extensions of type {kind}", data)
-            seen.add(kind)
-            if kind == _SERVER_NAME:
-                name = _name(content)
-            elif kind == _ALPN:
-                protocols = _protocols(content)
+    size = len(body)
+    try:
+        at = 35 + body[34]  # legacy version, random, session id
+        at += 2 + (body[at] << 8 | body[at + 1])  # cipher suites
+        at += 1 + body[at]  # compression methods
+        if at < size:
+            end = at + 2 + (body[at] << 8 | body[at + 1])
+            if end < size:
+                raise BadHello("bytes behind the extensions of the ClientHello", data)
+            at += 2
+            seen: set[int] = set()
+            while at < size:
+                kind = body[at] << 8 | body[at + 1]
+                content_at = at + 4
+                at = content_at + (body[at + 2] << 8 | body[at + 3])
+                if kind in seen:
+                    raise BadHello(f"two extensions of type {kind}", data)
+                seen.add(kind)
+                if kind == _SERVER_NAME and at <= size:
+                    name = _name(body[content_at:at])
+                elif kind == _ALPN and at <= size:
+                    protocols = _protocols(body[content_at:at])
+            at = max(at, end)
+    except IndexError:
+        raise BadHello(_CUT, data) from None
+    if at > size:
+        raise BadHello(_CUT, data)
     return ClientHello(name, protocols)
 
 
 def _name(content: bytes) -> str:
-    fields = _Fields(content)
-    entries = _Fields(fields.vector(2))
-    if fields or not entries:
+    size = len(content)
+    if size < 5 or 2 + (content[0] << 8 | content[1]) != size:
         raise BadHello("a malformed server_name extension", content)
-    kind = entries.take(1)[0]
-    name = entries.vector(2)
-    if kind != 0 or entries:
+    end = 5 + (content[3] << 8 | content[4])
+    if end > size:
+        raise BadHello(_CUT, content)
+    if content[2] != 0 or end != size:
         raise BadHello("a server_name extension with more than one host name", content)
+    name = content[5:]
     if _IPV4.match(name) or b":" in name:
         return ""  # RFC 6066 allows no IP addresses here; some clients send them nevertheless
     if not _NAME.fullmatch(name):
@@ -146,14 +137,17 @@ def _name(content: bytes) -> str:
 
 
 def _protocols(content: bytes) -> tuple[bytes, ...]:
-    fields = _Fields(content)
-    entries = _Fields(fields.vector(2))
-    found = []
-    while entries:
-        protocol = entries.vector(1)
-        if not protocol:
-            raise BadHello("an empty name in the ALPN extension", content)
-        found.append(protocol)
-    if fields or not found:
+    size = len(content)
+    if size < 3 or 2 + (content[0] << 8 | content[1]) != size:
         raise BadHello("a malformed ALPN extension", content)
+    found = []
+    at = 2
+    while at < size:
+        end = at + 1 + content[at]
+        if end == at + 1:
+            raise BadHello("an empty name in the ALPN extension", content)
+        found.append(content[at + 1 : end])
+        at = end
+    if at > size:
+        raise BadHello(_CUT, content)
     return tuple(found)

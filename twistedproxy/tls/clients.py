@@ -23,8 +23,8 @@ class ClientTls:
     """What the handshake was held to."""
     subject: str = ""
     """Of the client's certificate, RFC 4514; "" without one. It was verified: a wrong one ends the handshake."""
-    alternative_names: str = ""
-    """Of the client's certificate, separated by commas: ``DNS:a.example,email:x@a.example``."""
+    names: tuple[str, ...] = ()
+    """The subjectAltName of the client's certificate: ``DNS:a.example``, ``email:x@a.example``, ``URI:spiffe://a/b``, ``IP:10.0.0.1``."""
     sha256: str = ""
     """Fingerprint of the client's certificate, lower-case hexadecimal."""
 
@@ -38,22 +38,20 @@ def client_tls(tls: SSL.Connection, name: str, choice: Choice) -> ClientTls:
     certificate = tls.get_peer_certificate(as_cryptography=True) if choice.asks_for_certificate else None
     if certificate is None:
         return ClientTls(version, name, choice.demands)
-    return ClientTls(
-        version,
-        name,
-        choice.demands,
-        _plain(certificate.subject.rfc4514_string()),
-        _plain(_alternative_names(certificate)),
-        certificate.fingerprint(SHA256()).hex(),
-    )
+    return ClientTls(version, name, choice.demands, *facts_of(certificate))
 
 
-def _alternative_names(certificate: x509.Certificate) -> str:
+def facts_of(certificate: x509.Certificate) -> tuple[str, tuple[str, ...], str]:
+    """(subject, names, sha256) of a client's certificate."""
+    return _plain(certificate.subject.rfc4514_string()), _names(certificate), certificate.fingerprint(SHA256()).hex()
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
-        return ""
-    return ",".join(f"{_KINDS[type(name)]}:{name.value}" for name in names if type(name) in _KINDS)
+        return ()
+    return tuple(_plain(f"{_KINDS[type(name)]}:{name.value}") for name in names if type(name) in _KINDS)
 
 
 def _plain(text: str) -> str:

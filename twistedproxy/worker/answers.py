@@ -1,4 +1,5 @@
-"""What a worker answers when its supervisor asks: the story of a request, the differences that mirrors saw, and live explanations."""
+"""What a worker answers when its supervisor asks: the story of a request, the differences that mirrors saw,
+the keys of recent requests, and live explanations."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from collections.abc import Callable, Mapping
 from random import random
 from typing import TYPE_CHECKING, Any
 
-from twistedproxy.http.explain import Known, Question, explain
+from twistedproxy.http.explain import Question, explain
 from twistedproxy.http.messages import LocalResponse
 from twistedproxy.http.mirror import Mirrors
 from twistedproxy.http.stories import Stories
+from twistedproxy.pool.pool import recent_keys
+from twistedproxy.pool.twin import Known
 
 if TYPE_CHECKING:
     from twistedproxy.http.exchange import Exchange
@@ -29,7 +32,7 @@ class Answers:
         self.stories = stories
         self.mirrors = mirrors
         self.digests: frozenset[str] = frozenset()
-        self._kinds: dict[str, Callable[[Mapping[str, Any]], Any]] = {"why": self._why, "mirrors": self._seen}
+        self._kinds: dict[str, Callable[[Mapping[str, Any]], Any]] = {"why": self._why, "mirrors": self._seen, "keys": self._keys}
 
     def answer(self, asked: Mapping[str, Any]) -> Any:
         """`ValueError` for what nobody here knows."""
@@ -44,13 +47,17 @@ class Answers:
     def _seen(self, asked: Mapping[str, Any]) -> Any:
         return self.mirrors.to_plain()
 
+    def _keys(self, asked: Mapping[str, Any]) -> Any:
+        """By pool: keys of late and how often each came."""
+        return {name: recent_keys(pool) for name in asked["pools"] if (pool := self._worker.pools.get(name)) is not None}
+
     def explain(self, exchange: Exchange) -> LocalResponse | None:
         """The answer to a live request that asks for its own trace; None when it has no right to."""
         token = exchange.head.get(b"x-revproxy-explain")
         if not token or len(token) > LONGEST_TOKEN or not self._may_explain(token):
             return None
         client = exchange.connection.client
-        asked = Question(exchange.head, exchange.client_ip, client.scheme, exchange.connection.local[1], exchange)
+        asked = Question(exchange.head, exchange.client_ip, client.scheme, exchange.connection.local[1], exchange, client.tls)
         model = self._worker.model
         found = explain(exchange.front.router, asked, self._known, model.via_of, random())
         found["id"] = exchange.request_id.decode("latin-1")

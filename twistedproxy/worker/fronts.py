@@ -10,6 +10,7 @@ from twistedproxy.clock import Wheel
 from twistedproxy.config.model import HttpListener, TcpListener, Timeouts
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.front import HttpFront
+from twistedproxy.http.pacing import Pacing
 from twistedproxy.http.routes import Router
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
@@ -37,10 +38,16 @@ class FrontParts:
 
 
 def http_front(
-    listener: HttpListener, router: Router[Destination], timeouts: Timeouts, parts: FrontParts, tls: TlsParts | None, answers: Answers
+    listener: HttpListener,
+    router: Router[Destination],
+    timeouts: Timeouts,
+    parts: FrontParts,
+    tls: TlsParts | None,
+    answers: Answers,
+    pacing: Pacing,
 ) -> Front:
     """For an HTTP listener; `answers` has what live explanations, stories and mirrors need."""
-    told: dict[str, Any] = {"mirrors": answers.mirrors, "stories": answers.stories, "explainer": answers.explain}
+    told: dict[str, Any] = {"mirrors": answers.mirrors, "stories": answers.stories, "explainer": answers.explain, "pacing": pacing}
     if not listener.is_tls:
         return HttpFront(listener, router, timeouts=timeouts, **told, **parts.named())
     from twistedproxy.http.tls_front import HttpsFront  # noqa: PLC0415
@@ -51,9 +58,13 @@ def http_front(
 
 def stream_front(listener: TcpListener, pools: Mapping[str, Pool], parts: FrontParts, tls: TlsParts | None) -> Front:
     """For a TCP listener, whether it passes bytes on, ends TLS, or chooses the pool by the name in the ClientHello."""
-    if listener.tls is None and not listener.sni:
+    if listener.tls is None and not listener.sni and not listener.protocol:
         return StreamFront(listener, pools[listener.pool], **parts.named())
+    context = tls.context_of(listener.tls) if tls is not None and listener.tls is not None else None
+    if listener.protocol:
+        from twistedproxy.stream.mysql_session import MysqlFront  # noqa: PLC0415
+
+        return MysqlFront(listener, pools[listener.pool], context=context, **parts.named())
     from twistedproxy.stream.tls_front import TlsStreamFront  # noqa: PLC0415
 
-    context = tls.context_of(listener.tls) if tls is not None and listener.tls is not None else None
     return TlsStreamFront(listener, pools, context=context, **parts.named())

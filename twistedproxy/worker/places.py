@@ -83,6 +83,13 @@ class Place:
     def remove_socket(self, index: int) -> None:
         self._listener.remove_socket(index)
 
+    def pause(self, is_paused: bool) -> None:
+        """Leave new connections in the kernel's queue for now."""
+        if is_paused:
+            self._listener.pause()
+        else:
+            self._listener.resume()
+
     def stop(self) -> None:
         """Take what still waits in the queues, then close this worker's copies of the listening sockets."""
         self._listener.take_waiting()

@@ -39,6 +39,7 @@ from twistedproxy.worker.places import Front, ListenerSpec, Place, share
 from twistedproxy.worker.routers import Routers
 
 if TYPE_CHECKING:
+    from twistedproxy.worker.caches import Caches
     from twistedproxy.worker.tls import TlsParts
 
 QUEUE_TICK_S = 0.02
@@ -88,6 +89,8 @@ class Worker:
         self.answers = Answers(self, Stories(), Mirrors(self.pools.get, self.metrics.mirrors))
         self._tls: TlsParts | None = None
         """None until a model asks for TLS."""
+        self._caches: Caches | None = None
+        """None until a model asks for a cache."""
         self._slots = 1
         self._access_log: AccessLog | None = None
         self._log_lines_dropped = 0
@@ -116,10 +119,15 @@ class Worker:
             self._tls = TlsParts(self._seconds)
         if self._tls is not None:
             self._tls.take(observations)
+        if self._caches is None and model.has_cache:
+            from twistedproxy.worker.caches import Caches  # noqa: PLC0415 - what not everybody needs
+
+            self._caches = Caches(self._reactor, self.wheel, self.metrics, self._board)
         self._configure_access_log(model)
         for spec in model.pools.values():
             self._configure_pool(spec)
         self.model = model
+        self._load.configure(model.shedding, slots)
         for name in self.pools.keys() - model.pools.keys():
             del self.pools[name]  # nothing leads to it any more; the leases that are out hold it until they end
         self._mind_maintenance()
@@ -155,6 +163,10 @@ class Worker:
                 if isinstance(place.front, HttpFront) and isinstance(place.spec, HttpListener):
                     place.front.router = self._routers.of(place.spec)
                     place.front.timeouts = model.timeouts
+        if self._caches is not None:
+            self._caches.configure(model, self._slots)
+            for front in self._fronts():
+                self._caches.serve(front)
 
     def _configure_places(self, specs: Iterable[ListenerSpec]) -> None:
         wanted = {spec.address: spec for spec in specs}
@@ -176,7 +188,10 @@ class Worker:
     def _front(self, spec: ListenerSpec, on_closed: Callable[[], None]) -> Front:
         parts = FrontParts(self._reactor, self.wheel, self.metrics, self._access_log, on_closed)
         if isinstance(spec, HttpListener):
-            return http_front(spec, self._routers.of(spec), self.model.timeouts, parts, self._tls, self.answers)
+            front = http_front(spec, self._routers.of(spec), self.model.timeouts, parts, self._tls, self.answers, self._load.pacing)
+            if self._caches is not None:
+                self._caches.serve(front)
+            return front
         return stream_front(spec, self.pools, parts, self._tls)
 
     def _retire(self, front: Front) -> None:
@@ -248,7 +263,11 @@ class Worker:
             self._tls.configure(self.model, self.pools, self._fronts())
             self._configure_routes(self.model)
         for seen in observations:
-            if isinstance(seen, changes.CertificateRead | changes.ChallengeSet):
+            if isinstance(seen, changes.CachePurged):
+                if self._caches is not None:
+                    self._caches.observe(seen)
+                continue
+            if isinstance(seen, changes.CertificateRead | changes.ChallengeSet | changes.HandshakeChallengeSet):
                 continue
             pool = self.pools.get(seen.pool)
             if pool is None:
@@ -304,8 +323,11 @@ class Worker:
             self._finish()
 
     def _beat(self) -> None:
+        if self._caches is not None:
+            self._caches.each_second()
         self._reports.heartbeat(self.revision, self.open, self.metrics.requests, round(self._lag, 6))
         self._lag = 0.0
+        self._load.mind_memory(self.places.values(), self.open)
         self.collect()
 
     def collect(self) -> None:
@@ -331,6 +353,8 @@ class Worker:
         """
         if not self._is_draining:
             self._is_draining = True
+            if self._caches is not None:
+                self._caches.drain()
             for place in self.places.values():
                 place.stop()
                 place.front.drain()

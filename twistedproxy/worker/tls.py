@@ -11,17 +11,21 @@ from typing import Any
 
 from OpenSSL import SSL
 
-from twistedproxy.config.changes import CertificateRead, ChallengeSet, Observation
+from twistedproxy.config.changes import CertificateRead, ChallengeSet, HandshakeChallengeSet, Observation
 from twistedproxy.config.model import Model, SiteTls
 from twistedproxy.config.model import Pool as PoolSpec
-from twistedproxy.net.tls_connector import TlsConnector
+from twistedproxy.net.tls_connector import Ask, TlsConnector
 from twistedproxy.pool.pool import Pool, forget_connections
-from twistedproxy.tls.certificates import Key, SiteCertificates
+from twistedproxy.stream.postgres import SslRequest
+from twistedproxy.tls.certificates import ACME_TLS, Key, SiteCertificates
 from twistedproxy.tls.contexts import Pair, server_context
 from twistedproxy.tls.servers import MissingMaterial, ServerTlsUse
 
 TCP_PROTOCOLS = (b"postgresql",)
 """What TCP listeners answer to by ALPN: PostgreSQL's clients insist on theirs (``sslnegotiation=direct``)."""
+
+ASK: dict[str, Ask] = {"postgres": SslRequest}
+"""How servers are asked for TLS that do not begin with it. MySQL's are asked in the middle of a session (`stream.mysql_session`)."""
 
 
 class TlsParts:
@@ -35,6 +39,7 @@ class TlsParts:
         self.sites = SiteCertificates((), Model().certificates, {})
         self.challenges: dict[str, str] = {}
         """By token: what authorities want to read from us."""
+        self._handshakes: dict[str, SSL.Context] = {}
 
     def take(self, observations: Iterable[Observation]) -> bool:
         """Keep what concerns TLS; was there any?"""
@@ -48,11 +53,17 @@ class TlsParts:
                 if seen.answer:
                     self.challenges[seen.token] = seen.answer
                 found = True
+            elif isinstance(seen, HandshakeChallengeSet):
+                self._handshakes.pop(seen.host, None)
+                if seen.chain_pem:
+                    pair = Pair(seen.chain_pem.encode(), seen.key_pem.encode())
+                    self._handshakes[seen.host] = server_context(pair, (ACME_TLS,))
+                found = True
         return found
 
     def configure(self, model: Model, pools: Mapping[str, Pool], fronts: Iterable[Any]) -> None:
         """Make sites, pools and listeners use the certificates that are there now; what is open goes on with what it has."""
-        self.sites = SiteCertificates(model.sites.values(), model.certificates, self._vault, before=self.sites)
+        self.sites = SiteCertificates(model.sites.values(), model.certificates, self._vault, self.sites, self._handshakes)
         for spec in model.pools.values():
             self.fit(pools[spec.name], spec)
         for front in fronts:
@@ -86,7 +97,7 @@ class TlsParts:
                 except MissingMaterial:
                     pass  # it comes with an observation, or the supervisor has said why not
                 self._uses[spec.name] = (terms, use)
-            pool.tls = TlsConnector(spec.name, use, self._seconds)
+            pool.tls = TlsConnector(spec.name, use, self._seconds, ASK.get(tls.starttls))
         if before is not None or pool.tls is not None:
             forget_connections(pool)
 

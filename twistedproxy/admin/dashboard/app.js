@@ -5,6 +5,8 @@ import { Refused, ask, token } from "./api.js";
 import { Changes, inOneLine } from "./changes.js";
 import { Chart } from "./charts.js";
 import { duration, milliseconds, number } from "./figures.js";
+import { Differences, Mirrors } from "./file.js";
+import { Lookup } from "./lookup.js";
 import { Icon, Pool } from "./pools.js";
 import { Proposal, send } from "./proposal.js";
 import { Shifts, Sites } from "./sites.js";
@@ -87,9 +89,7 @@ function Dashboard({ leave }) {
     update({ isSending: true });
     try {
       const answer = await send(proposal, proposal.etag);
-      const { acked, total } = answer.workers ?? {};
-      const notes = [...(answer.superseded ?? []), ...(answer.notes ?? [])].map((note) => ` ${note}.`);
-      speak(`Done: revision ${answer.revision}${total === undefined ? "" : `, in force in ${acked} of ${total} workers`}.${notes.join("")}`);
+      speak(inWords(answer.applied ?? answer));
       await now.refresh();
       close();
     } catch (e) {
@@ -118,7 +118,13 @@ function Dashboard({ leave }) {
       <${Charts} series=${now.series} />
       <div class="columns">
         <div class="pools">
-          ${now.pools?.map((pool) => html`<${Pool} key=${pool.name} pool=${pool} traffic=${now.traffic} pending=${proposal} propose=${propose} />`)}
+          ${now.pools?.map((pool) => html`<${Pool} key=${pool.name} pool=${pool} traffic=${now.traffic} leaving=${now.leaving} pending=${proposal} propose=${propose} />`)}
+          ${now.pools && html`<${Lookup} offers=${now.offers} />`}
+          ${(now.differences || now.mirrors.length > 0) &&
+          html`<div class="pair">
+            ${now.differences && html`<${Differences} differences=${now.differences} offers=${now.offers} propose=${propose} />`}
+            ${now.mirrors.length > 0 && html`<${Mirrors} mirrors=${now.mirrors} />`}
+          </div>`}
           ${now.pools?.length === 0 && html`<p class="card empty">The configuration has no pools.</p>`}
         </div>
         <div class="side">
@@ -134,6 +140,14 @@ function Dashboard({ leave }) {
     <p class="toast" role="status" aria-live="polite">${spoken}</p>
     ${proposal && html`<${Proposal} proposal=${proposal} offers=${now.offers} update=${update} apply=${apply} cancel=${close} />`}
   </div>`;
+}
+
+// What became of a change that was sent.
+function inWords(answer) {
+  if (answer.steps) return `Shift ${answer.id} is ${answer.state}: ${answer.to} at ${answer.share} %.`;
+  const { acked, total } = answer.workers ?? {};
+  const notes = [...(answer.superseded ?? []), ...(answer.notes ?? [])].map((note) => ` ${note}.`);
+  return `Done: revision ${answer.revision}${total === undefined ? "" : `, in force in ${acked} of ${total} workers`}.${notes.join("")}`;
 }
 
 // What just happened, shown for a moment and read out; cleared so that the same words can be said again.

@@ -14,7 +14,7 @@ const ONE_MORE = { weight: 1, backup: false, address: "" };
 const healthWord = (s) => (s.ejected ? "ejected" : s.health.status);
 const healthTone = (s) => (s.ejected || s.health.status === "down" ? "bad" : s.health.status === "up" ? "ok" : "idle");
 
-export function Pool({ pool, traffic, pending, propose }) {
+export function Pool({ pool, traffic, leaving, pending, propose }) {
   const mine = pending?.pool === pool.name ? pending : null;
   const wish = mine?.address && mine.wish ? { [mine.address]: mine.wish } : {};
   const wanted = sharesByWeight(pool, wish);
@@ -56,7 +56,7 @@ export function Pool({ pool, traffic, pending, propose }) {
       </thead>
       <tbody role="rowgroup">
         ${pool.servers.map(
-          (server) => html`<${Server} key=${server.address} pool=${pool} server=${server} traffic=${traffic} heaviest=${heaviest}
+          (server) => html`<${Server} key=${server.address} pool=${pool} server=${server} traffic=${traffic} leaving=${leaving(pool.name, server.address)} heaviest=${heaviest}
             wanted=${wanted.get(server.address)} pending=${mine?.address === server.address ? mine : null} propose=${propose} />`,
         )}
       </tbody>
@@ -64,7 +64,7 @@ export function Pool({ pool, traffic, pending, propose }) {
   </section>`;
 }
 
-function Server({ pool, server, traffic, heaviest, wanted, pending, propose }) {
+function Server({ pool, server, traffic, leaving, heaviest, wanted, pending, propose }) {
   const { address, health } = server;
   const name = `${address} in ${pool.name}`;
   const change = (title, wish, event, extra = {}) =>
@@ -86,6 +86,8 @@ function Server({ pool, server, traffic, heaviest, wanted, pending, propose }) {
     const bounded = Math.min(1000, Math.max(0, weight));
     change(`Weight of ${name}: ${server.weight.effective} → ${bounded}`, { weight: bounded }, event, { keepFocus: true });
   };
+  const limit = (event) =>
+    change(`Most connections of ${name}`, undefined, event, { form: "limit", body: { max_connections: server.max_connections }, text: "Of all workers together; those over it wait in the queue." });
   const remove = (event) =>
     change(`Remove ${name}`, undefined, event, {
       form: "remove",
@@ -104,7 +106,7 @@ function Server({ pool, server, traffic, heaviest, wanted, pending, propose }) {
     <th role="rowheader" scope="row">
       <span class="address">${address}</span>
       ${server.backup && html`<span class="badge">backup</span>`}
-      ${server.state !== "ready" && html`<span class=${`badge ${server.connections ? "warn" : ""}`}>${server.connections ? `${server.connections} to finish` : "idle"}</span>`}
+      ${server.state !== "ready" && html`<${Leaving} left=${server.connections} most=${Math.max(leaving, server.connections)} name=${name} />`}
       <span class=${`health ${healthTone(server)}`}>
         <${Icon} tone=${healthTone(server)} />
         <span><b>${healthWord(server)}</b>${since}${health.reason && html` <span class="muted">· ${health.reason}</span>`}</span>
@@ -123,7 +125,8 @@ function Server({ pool, server, traffic, heaviest, wanted, pending, propose }) {
         onClick=${(e) => change(`Weight of ${name}: back to the file's ${server.weight.configured}`, { weight: null }, e)}>
         file says ${server.weight.configured}</button>`}
     </td>
-    <td role="cell" data-label="Open" class="right number">${number(server.connections)}<span class="muted"> / ${number(server.max_connections)}</span></td>
+    <td role="cell" data-label="Open" class="right number">${number(server.connections)}<span class="muted"> / </span><button type="button" class="link" onClick=${limit}
+      title="Change the most connections" aria-label=${`Most connections of ${name}: ${server.max_connections}, change`}>${number(server.max_connections)}</button></td>
     <td role="cell" data-label="Per second" class="right number">${number(traffic.rate(`${pool.name} ${address}`), 1)}</td>
     <td role="cell" data-label="Failures" class=${`right number ${server.failures ? "warn" : "muted"}`}>${number(server.failures)}</td>
     <td role="cell" data-label="State">
@@ -136,6 +139,13 @@ function Server({ pool, server, traffic, heaviest, wanted, pending, propose }) {
       </span>
     </td>
   </tr>`;
+}
+
+// How far a server that leaves has come.
+function Leaving({ left, most, name }) {
+  if (!left) return html`<span class="badge">idle</span>`;
+  return html`<span class="badge warn leaving"><span>${left} to finish</span>
+    <progress max=${most} value=${most - left} aria-label=${`${name}: finished since it was taken out of rotation`}></progress></span>`;
 }
 
 function Share({ share, wanted, isPending, name }) {

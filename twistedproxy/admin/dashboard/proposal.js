@@ -39,6 +39,19 @@ export function Proposal({ proposal, offers, update, apply, cancel }) {
       ${text && html`<p class="muted">${text}</p>`}
       ${preview && html`<${Preview} preview=${preview} />`}
     </div>
+    ${form === "limit" && html`<div class="fields">
+      <label>Most connections <input ref=${first} type="number" min="1" max="1000000" required=${proposal.body.max_connections !== null} disabled=${proposal.body.max_connections === null}
+        value=${proposal.body.max_connections ?? ""} onInput=${(e) => edit({ max_connections: Number.parseInt(e.currentTarget.value, 10) || 0 })} /></label>
+      <label class="tick"><input type="checkbox" checked=${proposal.body.max_connections === null}
+        onChange=${(e) => edit({ max_connections: e.currentTarget.checked ? null : 256 })} /> As the file says</label>
+    </div>`}
+    ${form === "shift" && html`<div class="fields">
+      <label>To <select ref=${first} value=${proposal.body.to} onChange=${(e) => edit({ to: e.currentTarget.value, from: proposal.sides.find((side) => side !== e.currentTarget.value) })}>
+        ${proposal.sides.map((side) => html`<option value=${side} selected=${side === proposal.body.to}>${side}</option>`)}</select></label>
+      <label class="wide">Its share, step by step, in % <input required pattern="[0-9., ]+" autocomplete="off" defaultValue=${proposal.body.steps.join(", ")}
+        onInput=${(e) => edit({ steps: inSteps(e.currentTarget.value) })} /></label>
+      <label>Time between steps <input required maxlength="20" size="6" autocomplete="off" value=${proposal.body.every} onInput=${(e) => edit({ every: e.currentTarget.value.trim() })} /></label>
+    </div>`}
     ${form === "add" && html`<div class="fields">
       <label class="wide">Address <input ref=${first} required placeholder="10.0.0.7:8080" autocomplete="off" spellcheck="false" value=${proposal.body.address}
         onInput=${(e) => edit({ address: e.currentTarget.value.trim() })} /></label>
@@ -68,6 +81,12 @@ export function Proposal({ proposal, offers, update, apply, cancel }) {
   </form>`;
 }
 
+const inSteps = (text) =>
+  text
+    .split(",")
+    .map((step) => Number.parseFloat(step))
+    .filter((step) => !Number.isNaN(step));
+
 // What the proxy says the change would do; null while it is not asked or does not answer.
 function usePreview(proposal, isOffered) {
   const [preview, show] = useState(null);
@@ -95,10 +114,13 @@ function usePreview(proposal, isOffered) {
 
 function Preview({ preview }) {
   if (preview.problem) return html`<p class="warn">${preview.problem}</p>`;
-  const { shares = [], closing } = preview;
+  if (preview.edit !== undefined) return html`<pre class="edit" tabindex="0" aria-label="The edit of the file">${preview.edit || "The file says what is running."}</pre>`;
+  const { shares = [], splits = [], replays = [], closing } = preview;
   return html`<p class="preview" role="status">
     ${shares.map((s) => html`<span><span class="address">${s.server}</span> ${percent(s.before)} → <b>${percent(s.after)}</b></span>`)}
-    ${shares.length === 0 && html`<span class="muted">No share of traffic changes</span>`}
+    ${splits.map((s) => html`<span>${s.pool} in ${s.site} ${s.path} ${percent(s.before)} → <b>${percent(s.after)}</b></span>`)}
+    ${replays.map((r) => html`<span>${r.requests ? html`<b>${percent(r.moved)}</b> of the ${r.requests} requests recorded lately move` : "no requests were recorded lately"}</span>`)}
+    ${shares.length + splits.length === 0 && html`<span class="muted">No share of traffic changes</span>`}
     ${closing !== undefined && html`<span class=${closing ? "warn" : "muted"}>closes ${closing ? `${closing} open sessions` : "nothing that is open"}</span>`}
   </p>`;
 }

@@ -5,6 +5,7 @@ import { duration, percent } from "./figures.js";
 
 const SITE = "/api/v1/sites/{site}";
 const SHIFT = "/api/v1/shifts/{id}";
+const SHIFTS = "/api/v1/shifts";
 
 export function Sites({ sites, offers, exposure, pending, propose }) {
   return html`<section class="card" aria-labelledby="sites">
@@ -37,11 +38,11 @@ function Site({ site, offers, exposure, pending, propose }) {
       html`<button type="button" class="switch" role="switch" aria-checked=${String(isOn)} aria-label=${`Maintenance of ${site.name}`} onClick=${turn}>
         <span>maintenance</span><i></i></button>`}
     </div>
-    ${splits.map((route) => html`<${Split} key=${route.path} site=${site} route=${route} path=${path} exposure=${exposure} pending=${pending} propose=${propose} />`)}
+    ${splits.map((route) => html`<${Split} key=${route.path} site=${site} route=${route} path=${path} offers=${offers} exposure=${exposure} pending=${pending} propose=${propose} />`)}
   </li>`;
 }
 
-function Split({ site, route, path, exposure, pending, propose }) {
+function Split({ site, route, path, offers, exposure, pending, propose }) {
   const wish = pending?.path === path && pending.body.split?.path === route.path ? pending.body.split.weights : null;
   const now = Object.fromEntries(route.split.map((side) => [side.pool, side.weight.effective]));
   const weights = { ...now, ...wish };
@@ -61,8 +62,25 @@ function Split({ site, route, path, exposure, pending, propose }) {
       keepFocus: true,
     });
   };
+  const shift = (event) => {
+    const [from, to] = [...route.split].sort((a, b) => b.weight.effective - a.weight.effective).map((side) => side.pool);
+    propose({
+      title: `Shift of ${site.name} ${route.path}`,
+      text: "Step by step, each kept for a while; back to where it began when the condition comes true.",
+      form: "shift",
+      sides: [from, to],
+      method: "POST",
+      path: SHIFTS,
+      operation: ["POST", SHIFTS],
+      body: { from, to, steps: [5, 25, 50, 100], every: "5m", site: site.name, path: route.path },
+      abortIf: "errors > 1%",
+      apply: "Start the shift",
+      origin: event.currentTarget,
+    });
+  };
   return html`<div class=${`split ${wish ? "pending" : ""}`} role="group" aria-label=${`Split of ${site.name} ${route.path}`}>
-    <p class="muted">${route.path}</p>
+    <p class="muted head">${route.path}
+      ${route.split.length === 2 && offers.has("POST", SHIFTS) && html`<button type="button" class="quiet" onClick=${shift}>Shift…<span class="sr"> the split of ${site.name} ${route.path} step by step</span></button>`}</p>
     ${route.split.map((side) => {
       const share = sum ? weights[side.pool] / sum : 0;
       const got = exposure(site.name, route.path, side.pool);
@@ -97,8 +115,9 @@ export function Shifts({ shifts, offers, propose }) {
       ${shifts.slice(-5).reverse().map((shift) => {
         const next = shift.next_at ? (Date.parse(shift.next_at) - Date.now()) / 1000 : 0;
         return html`<li key=${shift.id}>
-          <div><p><span class="address">${shift.from}</span> → <span class="address">${shift.to}</span> <b>${shift.share ?? 0} %</b></p>
-            <p class="muted">${shift.state}, step ${shift.step + 1} of ${shift.steps.length}${next > 0 ? `, next in ${duration(next)}` : ""}${shift.by ? ` · ${shift.by}` : ""}</p>
+          <div><p><span class="address">${shift.from}</span> → <span class="address">${shift.to}</span> <b>${shift.share ?? 0} %</b>
+            ${shift.state === "running" && html` <progress max="100" value=${shift.share ?? 0} aria-label=${`Shift ${shift.id}: share of ${shift.to}`}></progress>`}</p>
+            <p class="muted">${shift.going_back ? "goes back" : shift.state}, step ${shift.step + 1} of ${shift.steps.length}${next > 0 ? `, next in ${duration(next)}` : ""}${shift.by ? ` · ${shift.by}` : ""}</p>
             ${shift.note && html`<p>${shift.note}</p>`}</div>
           ${shift.state === "running" && offers.has("DELETE", SHIFT) && html`<button type="button" class="quiet" onClick=${stop(shift)}>Stop<span class="sr"> shift ${shift.id}</span></button>`}
         </li>`;

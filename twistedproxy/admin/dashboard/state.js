@@ -7,6 +7,8 @@ import { inOneLine } from "./changes.js";
 const REFRESH_MS = 5000;
 const SITES = "/api/v1/sites";
 const SHIFTS = "/api/v1/shifts";
+const DIFF = "/api/v1/config/diff";
+const MIRRORS = "/api/v1/mirrors";
 const EXPOSURE_MS = 10_000;
 
 export class Proxy {
@@ -24,6 +26,9 @@ export class Proxy {
     this.shifts = [];
     this.splits = [];
     this.changes = [];
+    this.differences = null; // live values against the file, as of `diffOf`
+    this.mirrors = [];
+    this.mostOpen = new Map(); // by server that is leaving: the most connections since it began
     this.stats = null;
     this.etag = null;
     this.heard = null; // when the proxy last said something
@@ -82,21 +87,49 @@ export class Proxy {
   async #load() {
     try {
       const wanted = ["/api/v1/status", "/api/v1/changes", "/api/v1/pools"].map((path) => ask("GET", path));
-      for (const path of [SITES, SHIFTS]) wanted.push(this.offers.has("GET", path) ? ask("GET", path) : null);
-      const [status, changes, pools, sites, shifts] = await Promise.all(wanted);
+      for (const path of [SITES, SHIFTS, MIRRORS]) wanted.push(this.offers.has("GET", path) ? ask("GET", path) : null);
+      const [status, changes, pools, sites, shifts, mirrors] = await Promise.all(wanted);
       this.status = status.data;
       this.changes = changes.data.changes;
       this.pools = pools.data.pools;
       this.etag = pools.etag;
       this.sites = sites ? sites.data.sites : null;
       this.shifts = shifts?.data.shifts ?? [];
+      this.mirrors = mirrors?.data.mirrors ?? [];
       this.#countSplits();
+      this.#seeLeaving();
+      await this.#compare();
       this.failure = "";
       this.changed();
     } catch (e) {
       this.#failed(e);
     }
   }
+
+  // The file is read for this: only when something has changed.
+  async #compare() {
+    if (!this.offers.has("GET", DIFF) || this.diffOf === this.etag) return;
+    try {
+      this.differences = (await ask("GET", DIFF)).data.differences;
+      this.diffOf = this.etag;
+    } catch (e) {
+      if (!(e instanceof Refused) || e.status === 401) throw e;
+      this.differences = null; // no file, or one that is broken just now
+    }
+  }
+
+  #seeLeaving() {
+    for (const pool of this.pools) {
+      for (const { address, state, connections } of pool.servers) {
+        const key = `${pool.name} ${address}`;
+        if (state === "ready") this.mostOpen.delete(key);
+        else this.mostOpen.set(key, Math.max(connections, this.mostOpen.get(key) ?? 0));
+      }
+    }
+  }
+
+  // The most connections that a server had since it was taken out of rotation; 0: none, or it was not.
+  leaving = (pool, address) => this.mostOpen.get(`${pool} ${address}`) ?? 0;
 
   #happened(kind, data) {
     this.heard = new Date();

@@ -7,6 +7,9 @@ How it works
     A middleware is any object with some of the methods of `Middleware`; a method it lacks costs nothing. `on_request` runs on the way
     in and may answer by itself; `on_response` and `on_local` run on the way out, in the opposite order. Hooks run once per request: retries
     happen below them. A head is never changed, it is wrapped: `EditedHead` says the same as the head in it, but for its edits.
+
+    Bodies of answers: an `on_response` that wants to see or change the body says so with `exchange.transform_by(a Transform)`. Whoever
+    does so twice gets one behind the other, in the order of the hooks. An answer without a transform is passed on as it comes.
 """
 
 from __future__ import annotations
@@ -40,6 +43,53 @@ class Middleware(Protocol):
     def on_local(self, exchange: Any, local: LocalResponse) -> LocalResponse:
         """An answer that the proxy made itself."""
         ...
+
+
+class Transform(Protocol):
+    """Changes one answer's body on its way to the client; it may hold back what it likes until `end`. Errors are `ProxyError`s."""
+
+    @property
+    def is_behind(self) -> bool:
+        """There is more in what it was given than it gave back: `data` wants to be called again, with b"", when the client has room."""
+        ...
+
+    def data(self, data: bytes) -> bytes:
+        """What can be sent now, at most a few hundred KiB more than came."""
+        ...
+
+    def end(self) -> bytes:
+        """The body has ended: the rest. Not while it `is_behind`."""
+        ...
+
+    def close(self) -> None:
+        """The exchange is over, whatever became of it; called once."""
+        ...
+
+
+class OneBehindTheOther:
+    """Two transforms as one."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Transform, second: Transform) -> None:
+        self._first = first
+        self._second = second
+
+    @property
+    def is_behind(self) -> bool:
+        return self._first.is_behind or self._second.is_behind
+
+    def data(self, data: bytes) -> bytes:
+        if self._second.is_behind and not data:
+            return self._second.data(b"")
+        return self._second.data(self._first.data(data))
+
+    def end(self) -> bytes:
+        return self._second.data(self._first.end()) + self._second.end()
+
+    def close(self) -> None:
+        self._first.close()
+        self._second.close()
 
 
 class Chain:

@@ -1,0 +1,369 @@
+"""The cache of one worker: what is kept, what is on its way, what was purged; and what routes have to do with it.
+
+How it works
+    The stores are shared by all workers of the machine, so what one worker keeps the others find. What is on its way is known here
+    (`fills`) and, through `neighbours`, in the other workers: a miss in one follows the fill of another.
+
+    `find` answers with the key of the variant that a request chooses, and with its entry when it is there and no purge covers it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twistedproxy.clock import Wheel
+from twistedproxy.config.model import Cache as CacheSpec
+from twistedproxy.config.model import RouteCache, Site
+from twistedproxy.http import forwarding
+from twistedproxy.http.acting import act
+from twistedproxy.http.cache import freshen, keys, policy
+from twistedproxy.http.cache.caching import CachingExchange, parse_kept
+from twistedproxy.http.cache.entries import Entry, VariantList, decoded
+from twistedproxy.http.cache.fills import Fill
+from twistedproxy.http.cache.kept import Kept
+from twistedproxy.http.cache.neighbours import Neighbours, RemoteFill
+from twistedproxy.http.cache.purges import KEPT_S, Purge, Purges, Verdict
+from twistedproxy.http.cache.status import hit
+from twistedproxy.http.cache.stored import CorruptEntry, Flag, Stored
+from twistedproxy.http.destination import Destination
+from twistedproxy.http.exchange import Exchange
+from twistedproxy.http.messages import Kind, RequestHead, ResponseHead
+from twistedproxy.http.routes import Decision
+
+NOT_PLAIN = Kind.CONDITIONS | Kind.HOP_BY_HOP
+"""What a request must not have to get the answer that lies ready."""
+MOST_READY = 4096
+"""Of one route."""
+PASSED_ON_FOR_S = 30.0
+"""How long after an answer that may not be kept requests for the same key go to the server without waiting for one another."""
+MOST_PASSED_ON = 10_000
+
+
+def _scope(site: str, path: str, pool: str) -> bytes:
+    return f"{site} {path} {pool}".encode()
+
+
+class Ready:
+    """A kept answer as it goes out: its head is written once a second."""
+
+    __slots__ = ("counted", "fresh_until", "head", "place", "purges_seen", "second", "status", "stored")
+
+    def __init__(self, entry: Entry, counted: tuple[str, str]) -> None:
+        stored = entry.stored
+        self.place = entry.copy.place
+        self.stored = stored
+        self.status = stored.status
+        self.fresh_until = stored.fresh_until
+        self.purges_seen = entry.purges_seen
+        self.counted = counted
+        self.second = -1
+        self.head = b""
+
+    def render(self, now: float, second: int) -> None:
+        stored = self.stored
+        data = stored.head(now, extra=hit(stored.fresh_until - now))
+        self.head = forwarding.response(parse_kept(data), stored.body_length, False, True)
+        self.second = second
+
+
+class Cache:
+    """One worker's cache. `now` is the wall clock, which answers' ages are measured by."""
+
+    def __init__(
+        self, spec: CacheSpec, store: Any, *, now: Callable[[], float], wheel: Wheel, counts: Counter[tuple[str, str]],
+        neighbours: Neighbours | None = None,
+    ) -> None:  # fmt: skip
+        self.spec = spec
+        self.store = store
+        self.now = now
+        self.seconds = wheel.seconds
+        self.wheel = wheel
+        self.fills: dict[bytes, Fill | RemoteFill] = {}
+        """By the key they fill."""
+        self.purges = Purges()
+        self.neighbours = neighbours
+        self._counts = counts
+        """(site, result): requests."""
+        self._settings: dict[RouteCache, policy.Settings] = {}
+        self._scopes: dict[str, tuple[bytes, ...]] = {}
+        """Sites with the scopes that their answers are kept under."""
+        self._varying: dict[bytes, tuple[bytes, ...]] = {}
+        """Primary keys of which nothing is kept yet, with what the answer that is on its way varies by."""
+        self._distrusted: dict[bytes, float] = {}
+        """Keys that another worker has claimed and does not bring, until when that is held against it."""
+        self._passed_on: dict[bytes, float] = {}
+        """Keys whose answers may not be kept, until when that is believed."""
+
+    # Routes
+
+    def act(self, exchange: Exchange, decision: Decision[Destination]) -> Decision[Destination] | None:
+        """What `acting.act` does, for fronts of workers that have a cache."""
+        actions = decision.actions
+        if actions is None or actions.cache is None:
+            return act(exchange, decision)
+        if actions.kept is not None and self._is_given_at_once(exchange, actions.kept):
+            return None
+        exchange.__class__ = CachingExchange
+        assert isinstance(exchange, CachingExchange)
+        exchange.cache = self
+        return exchange.begin(decision)
+
+    def _is_given_at_once(self, exchange: Exchange, ready: dict[tuple[bytes, bytes], Ready]) -> bool:
+        """The way of nearly all hits: a plain GET for an answer that lies ready in memory."""
+        head = exchange.head
+        found = ready.get((head.authority, head.target))
+        if found is None or head.kinds & NOT_PLAIN or exchange.method != b"GET" or not exchange.keep_alive or not head.minor:
+            return False
+        if exchange.connection.client.is_trusted:  # who may say more about the URL than the request line does
+            return False
+        now = self.now()
+        if now >= found.fresh_until or self.purges.count != found.purges_seen or head.body_length or exchange.front.is_draining:
+            return False
+        arena, place = self.store.arena, found.place
+        body = arena.body(place) if arena is not None and arena.is_current(place) else None
+        if body is None:
+            del ready[(head.authority, head.target)]
+            return False
+        arena.touch(place)
+        second = int(now)
+        if found.second != second:
+            found.render(now, second)
+        exchange.give(found.head + body, found.status, len(body))
+        self._counts[found.counted] += 1
+        return True
+
+    def make_ready(self, exchange: Any, entry: Entry) -> None:
+        """`entry` was given to `exchange`: let the next who ask the same way have it at once, if their route does nothing else."""
+        ready, head, stored = exchange.actions.kept, exchange.head, entry.stored
+        is_plain = not head.kinds & NOT_PLAIN and not stored.vary and entry.copy.reader is None
+        if ready is None or not is_plain or stored.status in (204, 304) or entry.purges_seen != self.purges.count:
+            return
+        if len(ready) >= MOST_READY:
+            ready.clear()
+        ready[(head.authority, head.target)] = Ready(entry, (exchange.site, "hit"))
+
+    def settings_of(self, spec: RouteCache | None) -> policy.Settings:
+        assert spec is not None
+        found = self._settings.get(spec)
+        if found is None:
+            found = self._settings[spec] = policy.Settings(
+                ttl_s=spec.ttl_s,
+                stale_while_revalidate_s=spec.stale_while_revalidate_s or 0.0,
+                stale_if_error_s=spec.stale_if_error_s or 0.0,
+                negative=dict(spec.negative),
+                heuristics=spec.heuristics,
+            )
+        return found
+
+    def scope(self, decision: Decision[Destination]) -> bytes:
+        """What answers of this route are told apart by from those of others for the same URL."""
+        return _scope(decision.site, decision.route.path, decision.destination.pool.name)
+
+    def follow_routes(self, sites: Iterable[Site]) -> None:
+        """Know under which scopes answers may be kept: what an unsafe request makes untrue may have come by another route."""
+        self._scopes = {
+            site.name: tuple(_scope(site.name, route.path, pool) for route in site.all_routes if route.cache for pool in route.pools)
+            for site in sites
+        }
+
+    # What is kept
+
+    @property
+    def memory_max(self) -> int:
+        """Bytes of a body that stay in memory."""
+        largest: int = self.store.largest_in_memory
+        return largest - largest // 8  # the head needs some of it
+
+    def _get(self, key: bytes) -> Entry | VariantList | None:
+        copy = self.store.find(key)
+        if copy is None:
+            return None
+        value: Entry | VariantList | None = copy.value
+        if value is None:
+            try:
+                value = decoded(key, copy.meta, copy)
+            except CorruptEntry:
+                self.store.remove(key)
+                return None
+            copy.value = value
+        return value
+
+    def find(self, primary: bytes, request: RequestHead) -> tuple[bytes | None, Entry | None]:
+        """(key of what the request chooses, None when nobody can tell; the entry if it may be used)."""
+        found = self._get(primary)
+        key: bytes | None = primary
+        if isinstance(found, VariantList):
+            key = found.variants.key_for(primary, request)
+            found = self._get(key) if key is not None and key in found.variants.keys else None
+        elif found is None and primary in self._varying:
+            key = keys.Variants(self._varying[primary]).key_for(primary, request)
+        if not isinstance(found, Entry):
+            return key, None
+        if found.purges_seen != self.purges.count:
+            verdict = self.purges.verdict(found)
+            if verdict is Verdict.GONE:
+                self.store.remove(found.key)
+                return key, None
+            if verdict is Verdict.STALE:
+                stale = Entry(found.key, found.stored.soft_purged(self.now()), found.url, found.asked_at, found.copy)
+                return key, stale
+        return key, found
+
+    def body(self, entry: Entry) -> bytes | None:
+        """All of it, if it is in memory; else see `reader`."""
+        copy = entry.copy
+        body: bytes | None = copy.body() if copy is not None and copy.reader is None else None
+        return body
+
+    def reader(self, entry: Entry) -> Any:
+        """Reads the body from its file; None when it is gone."""
+        copy = entry.copy
+        return Kept(copy.reader) if copy is not None and copy.reader is not None else None
+
+    def forget(self, key: bytes) -> None:
+        """Keep it no longer, nor what is on its way to be kept."""
+        self.store.remove(key)
+        self._varying.pop(key, None)
+        for fill in self.fills.values():
+            if key in (fill.key, fill.primary):
+                fill.is_forgotten = True
+
+    # What comes to be kept
+
+    def fill(self, key: bytes, leader: Any, stale: Entry | None) -> Fill | RemoteFill:
+        """A new fill of `key`, or another worker's. The caller begins what is its own."""
+        neighbours = self.neighbours
+        fill: Fill | RemoteFill | None = None
+        is_claimed = False
+        if neighbours is not None and self._distrusted.get(key, 0.0) <= self.seconds():
+            holder = neighbours.claim(key)
+            is_claimed = holder < 0
+            fill = neighbours.follow(self, key, leader.primary, holder) if holder >= 0 else None
+        if fill is None:
+            fill = Fill(self, key, leader, stale)
+            if is_claimed and neighbours is not None:
+                neighbours.hold(key, fill)
+        self.fills[key] = fill
+        return fill
+
+    def may_renew(self, key: bytes) -> bool:
+        """Whether nobody renews it already, here or in another worker."""
+        return key not in self.fills and (self.neighbours is None or self.neighbours.holder(key) < 0)
+
+    def fill_over(self, fill: Fill | RemoteFill) -> None:
+        if self.fills.get(fill.key) is fill:
+            del self.fills[fill.key]
+        self._varying.pop(fill.primary, None)
+        if self.neighbours is not None and isinstance(fill, Fill):
+            self.neighbours.release(fill)
+
+    def distrust(self, key: bytes) -> None:
+        """The worker that has claimed `key` says nothing: for a while its claim does not count."""
+        if len(self._distrusted) >= MOST_PASSED_ON:
+            self._distrusted.clear()
+        self._distrusted[key] = self.seconds() + PASSED_ON_FOR_S
+
+    def entry_for(self, fill: Fill, head: ResponseHead, freshness: policy.Freshness, now: float) -> Entry | None:
+        """What `fill` will keep, under the key of its variant; None: what it varies by is too much."""
+        known = self._get(fill.primary)
+        variants = known.variants if isinstance(known, VariantList) else keys.Variants()
+        names = variants.widened(freshness.vary)
+        stored = policy.store(fill.request, head, freshness, now, names) if names is not None else None
+        if stored is None or names is None:
+            return None
+        key = keys.variant(fill.primary, names, stored.selecting)
+        if key != fill.key and names:
+            self._varying[fill.primary] = names
+            if self.fills.get(fill.key) is fill:
+                del self.fills[fill.key]
+            fill.key = key
+            self.fills.setdefault(key, fill)
+        return Entry(key, stored, fill.url, fill.asked_at)
+
+    def keep(self, fill: Fill, entry: Entry, body: bytes) -> None:
+        """All of a small answer is there."""
+        try:
+            entry.stored = entry.stored.with_length(len(body))
+        except ValueError:
+            return  # another length was announced
+        entry.copy = self.store.put(entry.key, entry.to_meta(), body)
+        if entry.copy is not None:
+            entry.copy.value = entry
+            self.kept(fill, entry)
+
+    def kept(self, fill: Fill, entry: Entry) -> None:
+        """It is in the store: note it among the variants of its URL."""
+        names = entry.stored.vary
+        if not names:
+            return
+        known = self._get(fill.primary)
+        variants = known.variants if isinstance(known, VariantList) else keys.Variants()
+        for forgotten in variants.add(names, entry.key):
+            self.store.remove(forgotten)
+        copy = self.store.put(fill.primary, VariantList(variants).to_meta(), b"")
+        if copy is not None:
+            copy.value = VariantList(variants, copy)
+
+    def renewed(self, entry: Entry, stored: Stored, asked_at: float) -> Entry:
+        """The server said that `entry` still holds: what is kept of it from now on is `stored`."""
+        renewed = Entry(entry.key, stored, entry.url, asked_at, entry.copy)
+        if stored.flags & Flag.DROP:
+            self.store.remove(entry.key)
+            return renewed
+        body = self.body(entry)
+        copy = self.store.put(entry.key, renewed.to_meta(), body) if body is not None else None
+        if copy is not None:
+            renewed.copy = copy
+        renewed.copy.value = renewed
+        return renewed
+
+    # What must not be kept
+
+    def is_passed_on(self, key: bytes) -> bool:
+        """An answer for this key was not to be kept, a moment ago."""
+        until = self._passed_on.get(key)
+        if until is None:
+            return False
+        if until > self.seconds():
+            return True
+        del self._passed_on[key]
+        return False
+
+    def passes_on(self, fill: Fill) -> None:
+        """`fill`'s answer may not be kept: for a while nobody need wait for another's."""
+        if fill.refused is None or not fill.refused.is_of_request:
+            self.believe_passed_on(fill.key)
+
+    def believe_passed_on(self, key: bytes) -> None:
+        if len(self._passed_on) >= MOST_PASSED_ON:
+            self._passed_on.clear()
+        self._passed_on[key] = self.seconds() + PASSED_ON_FOR_S
+
+    def give_up(self, fill: Fill | RemoteFill) -> None:
+        """Nobody waits for this fill any longer: the next request begins another."""
+        if self.fills.get(fill.key) is fill:
+            del self.fills[fill.key]
+        self.distrust(fill.key)
+
+    def invalidate(self, exchange: Any, head: ResponseHead) -> None:
+        """Forget what an answer to an unsafe request makes untrue."""
+        if exchange.method in freshen.SAFE:
+            return
+        asked = exchange.head
+        scheme = exchange.scheme.encode()
+        said = keys.claims(asked) if exchange.connection.client.is_trusted else b""
+        for scope in self._scopes.get(exchange.site, ()):
+            for key in freshen.invalidates(exchange.method, head, scheme, asked.authority, asked.path, asked.query, scope + said):
+                self.forget(key)
+
+    # Purges
+
+    def purge(self, by: str, what: str, at: float, is_soft: bool) -> None:
+        """Do not give any more what this covers and was asked for before `at`."""
+        self.purges.add(Purge(by, what, at, is_soft))
+        self.purges.forget_before(self.now() - KEPT_S)
+
+    def count(self, site: str, result: str) -> None:
+        self._counts[(site, result)] += 1

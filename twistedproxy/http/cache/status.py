@@ -1,0 +1,79 @@
+"""The Cache-Status field (RFC 9211): one look at an answer tells whether it came from the cache, and if not, why not.
+
+    Cache-Status: revproxy; hit; ttl=52
+    Cache-Status: revproxy; fwd=uri-miss; fwd-status=200; stored; ttl=60
+    Cache-Status: revproxy; fwd=uri-miss; fwd-status=200; detail=set-cookie
+
+The key is never shown: it would tell what else to ask for.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+NAME = b"Cache-Status"
+DEFAULT_IDENTITY = b"revproxy"
+_TOKEN = re.compile(rb"[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/-]*+")
+
+
+class Forwarded(StrEnum):
+    """Why the server was asked (RFC 9211 2.2)."""
+
+    BYPASS = "bypass"
+    METHOD = "method"
+    URI_MISS = "uri-miss"
+    VARY_MISS = "vary-miss"
+    MISS = "miss"
+    REQUEST = "request"
+    STALE = "stale"
+    PARTIAL = "partial"
+
+
+def identity(name: bytes) -> bytes:
+    """A cache's name as the field shows it: a token where it is one, else a string."""
+    if _TOKEN.fullmatch(name) is not None:
+        return name
+    plain = bytes(c for c in name if 0x20 <= c < 0x7F)
+    return b'"' + plain.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
+def hit(ttl_s: float, name: bytes = DEFAULT_IDENTITY, detail: str = "") -> bytes:
+    """The field line of an answer from the cache. `ttl_s`: how much longer it is fresh; negative: it is stale by so much."""
+    if detail:
+        return b"Cache-Status: %b; hit; ttl=%d; detail=%b\r\n" % (name, _floor(ttl_s), identity(detail.encode("latin-1", "replace")))
+    return b"Cache-Status: %b; hit; ttl=%d\r\n" % (name, ttl_s // 1 if -_MOST < ttl_s < _MOST else _floor(ttl_s))
+
+
+def forwarded(
+    why: Forwarded,
+    name: bytes = DEFAULT_IDENTITY,
+    *,
+    status: int | None = None,
+    ttl_s: float | None = None,
+    stored: bool = False,
+    collapsed: bool = False,
+    detail: str = "",
+) -> bytes:
+    """The field line of an answer that a server was asked for; `status` is the server's, where it is not the one the client gets.
+    `collapsed`: another request's answer served this one too."""
+    parts = [b"Cache-Status: %b; fwd=%b" % (name, why.value.encode("ascii"))]
+    if status is not None:
+        parts.append(b"fwd-status=%d" % status)
+    if stored:
+        parts.append(b"stored")
+    if collapsed:
+        parts.append(b"collapsed")
+    if ttl_s is not None:
+        parts.append(b"ttl=%d" % _floor(ttl_s))
+    if detail:
+        parts.append(b"detail=%b" % identity(detail.encode("latin-1", "replace")))
+    return b"; ".join(parts) + b"\r\n"
+
+
+_MOST = 999_999_999_999
+
+
+def _floor(seconds: float) -> int:
+    """Whole seconds, rounded down, so that ``ttl=0`` is still fresh and ``ttl=-1`` is not."""
+    return max(-_MOST, min(_MOST, int(seconds // 1)))

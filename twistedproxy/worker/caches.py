@@ -1,0 +1,128 @@
+"""A worker's part of the cache: opens the stores that all workers share, and keeps them open while the configuration asks for a cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+from twistedproxy.clock import Wheel
+from twistedproxy.config.changes import CachePurged
+from twistedproxy.config.model import Cache as CacheSpec
+from twistedproxy.config.model import Model
+from twistedproxy.http.cache.arena import Arena
+from twistedproxy.http.cache.cache import Cache
+from twistedproxy.http.cache.disk import Disk
+from twistedproxy.http.cache.neighbours import Neighbours
+from twistedproxy.http.cache.store import Store
+from twistedproxy.http.front import HttpFront
+from twistedproxy.ipc.scoreboard import LeaseBoard
+from twistedproxy.net.doorbell import Doorbell
+from twistedproxy.observability.metrics import Metrics
+
+TRY_AGAIN_S = 10.0
+"""After so long a memory that could not be had is asked for again."""
+
+_log = Logger(namespace="cache")
+
+
+class Caches:
+    """Makes the worker's `Cache` and looks after its stores. `reactor` is the worker's."""
+
+    def __init__(
+        self, reactor: Any, wheel: Wheel, metrics: Metrics, board: LeaseBoard | None, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._reactor = reactor
+        self._wheel = wheel
+        self._seconds = wheel.seconds
+        self._board = board
+        self._metrics = metrics
+        self._wall = wall
+        self._slots = 1
+        self._arena: Arena | None = None
+        self._try_at = 0.0
+        self._has_complained = False
+        self._is_draining = False
+        self.cache: Cache | None = None
+
+    def configure(self, model: Model, slots: int) -> None:
+        """Be the cache of `model`. Once there, it stays: routes may come to have one again."""
+        self._slots = slots
+        if not model.has_cache:
+            return
+        spec = model.cache
+        if self.cache is None:
+            neighbours = self._neighbours(spec)
+            self.cache = Cache(
+                spec, self._store(spec), now=self._wall, wheel=self._wheel, counts=self._metrics.cache, neighbours=neighbours
+            )  # fmt: skip
+            if neighbours is not None:
+                neighbours.cache = self.cache
+        elif self.cache.spec != spec:
+            self.cache.spec = spec
+            self.cache.store = self._store(spec)
+        self.cache.follow_routes(model.sites.values())
+
+    def serve(self, front: object) -> None:
+        """Let the exchanges of an HTTP front use the cache where their route says so."""
+        if self.cache is not None and isinstance(front, HttpFront):
+            front.act = self.cache.act
+
+    def _neighbours(self, spec: CacheSpec) -> Neighbours | None:
+        board = self._board
+        if board is None:
+            return None
+
+        def heard(word: bytes) -> None:
+            neighbours.heard(word)
+
+        try:
+            neighbours = Neighbours(board.fills, Doorbell(self._reactor, os.path.join(spec.directory, "doorbells"), board.slot, heard))
+        except OSError as error:
+            _log.warn("workers cannot speak with one another, and each asks the servers for itself: {why}", why=str(error))
+            return None
+        return neighbours
+
+    def _store(self, spec: CacheSpec) -> Store:
+        disk = Disk(spec.directory, seconds=self._seconds, now=self._wall) if spec.disk else None
+        self._arena = self._open_arena(spec)
+        return Store(self._arena, disk, self._reactor.callInThread)
+
+    def _open_arena(self, spec: CacheSpec) -> Arena | None:
+        self._try_at = self._seconds() + TRY_AGAIN_S
+        try:
+            os.makedirs(spec.directory, mode=0o700, exist_ok=True)
+            arena = Arena.open(spec.directory, spec.memory)
+        except OSError as error:
+            if not self._has_complained:
+                _log.error(
+                    "nothing is kept in memory: {why}; {directory} is tried again and again", why=str(error), directory=spec.directory
+                )
+            self._has_complained = True
+            return None
+        self._has_complained = False
+        if not self._is_draining:
+            arena.own(self._slots)
+        return arena
+
+    def observe(self, purge: CachePurged) -> None:
+        if self.cache is not None:
+            self.cache.purge(purge.by, purge.what, purge.at, purge.is_soft)
+
+    def each_second(self) -> None:
+        """Claim this worker's share of the memory, which others may have left by now."""
+        if self.cache is None or self._is_draining:
+            return
+        if self._arena is not None:
+            self._arena.own(self._slots)
+        elif self._seconds() >= self._try_at:
+            self.cache.store = self._store(self.cache.spec)
+
+    def drain(self) -> None:
+        """Others may have what was ours."""
+        self._is_draining = True
+        if self._arena is not None:
+            self._arena.release()
