@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import gzip
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import database, handshakes, load, machine, report
+from benchmarks import caches, database, handshakes, load, machine, report
+from benchmarks.caches import CACHES, UNCACHED
 from benchmarks.handshakes import NAMES
 from benchmarks.load import BROWSER_FIELDS, Answered
 from benchmarks.peers import PEERS, Origin, Peer
 
 TOO_NOISY = 0.05
 """A round in which more than this share of the CPU was stolen is repeated, at most twice."""
+MOST_REPEATED_S = 240.0
+"""All repetitions of a run take no longer than that together: then noisy rounds stay as they are, and the table says so."""
+FAILURES = (OSError, RuntimeError, ValueError, TypeError, LookupError, subprocess.SubprocessError)
+"""What a peer, a load generator or what it prints may do: said in the table, and the run goes on."""
 Load = Callable[[Peer, float], Answered]
 
 
@@ -47,6 +55,8 @@ class Round:
     steal: float
     bytes_each: float = 0.0
     """Of an answer, head included; 0: not known."""
+    asked_each: float = 0.0
+    """Requests at the origin per answer: nearly none for what a cache gives."""
 
 
 @dataclass
@@ -54,6 +64,8 @@ class Result:
     scenario: str
     title: str
     rounds: list[Round] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Peers that could not be measured to the end, with why."""
 
     def of(self, peer: str) -> list[Round]:
         return [r for r in self.rounds if r.peer == peer]
@@ -69,6 +81,14 @@ def _get(path: str, connections: int = 64, fields: dict[str, str] | None = None,
     def run(peer: Peer, seconds: float) -> Answered:
         port = peer.tcp_port if is_tcp else peer.http_port
         return load.wrk(f"http://127.0.0.1:{port}{path}", seconds, connections, fields or {})
+
+    return run
+
+
+def _get_unique(script: Path) -> Load:
+    def run(peer: Peer, seconds: float) -> Answered:
+        path = "/unique/" if peer.name == UNCACHED else "/kept/unique/"
+        return load.wrk(f"http://127.0.0.1:{peer.http_port}{path}", seconds, 64, BROWSER_FIELDS, script)
 
     return run
 
@@ -101,6 +121,17 @@ def scenarios(directory: Path) -> list[Scenario]:
         Scenario("10k", "10 kB answers", _get("/10k"), HTTP),
         Scenario("1m", "1 MB answers", _get("/1m", 8), HTTP),
         Scenario("gzip", "100 kB of HTML, gzip", _get("/text/100k.html", 16, {"Accept-Encoding": "gzip"}), ("twistedproxy", "nginx")),
+        Scenario("cache-hit", "cache hit, 1 kB, 11 fields", _get("/kept/1k", fields=BROWSER_FIELDS), CACHES),
+        Scenario(
+            "cache-vary", "cache hit, 1 kB, Vary: Accept-Encoding", _get("/kept/vary/x", fields=BROWSER_FIELDS), ("twistedproxy", "nginx")
+        ),
+        Scenario("cache-1m", "cache hit, 1 MB", _get("/kept/1m", 8, BROWSER_FIELDS), CACHES),
+        Scenario(
+            "cache-miss",
+            "cache miss, 1 kB, to be kept",
+            _get_unique(caches.unique_script(directory)),
+            ("twistedproxy", UNCACHED, "nginx", "varnish"),
+        ),
         Scenario("connect", "new connection per request", _get("/small", fields={"Connection": "close"}), HTTP),
         Scenario("l4", "L4, small exchanges", _get("/small", is_tcp=True), TCP),
         Scenario("l4-1m", "L4, 1 MB", _get("/1m", 8, is_tcp=True), TCP),
@@ -113,61 +144,93 @@ def scenarios(directory: Path) -> list[Scenario]:
     ]
 
 
-def measure(scenario: Scenario, peer: Peer, seconds: float) -> Round:
+_repeated_s: list[float] = []
+
+
+def measure(scenario: Scenario, peer: Peer, seconds: float, origin: Peer) -> Round:
     for attempt in range(3):
+        began = time.monotonic()
         steal = machine.Steal()
         pids = peer.pids()
+        asked = caches.asked(origin)
         before = machine.cpu_s(pids)
         answered = scenario.load(peer, seconds)
         after = machine.cpu_s(pids)
+        asked = caches.asked(origin) - asked - 1
         share = steal.share()
-        if share <= TOO_NOISY or attempt == 2:
+        if share <= TOO_NOISY or attempt == 2 or sum(_repeated_s) >= MOST_REPEATED_S:
             break
+        _repeated_s.append(time.monotonic() - began)
     count = max(answered.count, 1)
     user, system = ((b - a) * 1e6 / count for a, b in zip(before, after, strict=True))
     return Round(
-        peer.name, user + system, user, answered.per_second, answered.p50_ms, answered.p99_ms, answered.errors, share, answered.bytes_each
-    )
+        peer.name, user + system, user, answered.per_second, answered.p50_ms, answered.p99_ms, answered.errors, share,
+        answered.bytes_each, asked / count,
+    )  # fmt: skip
 
 
-def run(wanted: Iterable[Scenario], peers: dict[str, Peer], rounds: int, scale: float) -> list[Result]:
-    results = []
+def run(wanted: Iterable[Scenario], peers: dict[str, Peer], rounds: int, scale: float) -> Iterator[Result]:
+    """Yields each scenario's result as soon as it is there: what comes later may be interrupted."""
     for scenario in wanted:
         result = Result(scenario.name, scenario.title)
         names = [name for name in scenario.peers if name in peers]
-        for name in names:
-            scenario.load(peers[name], 1)  # connections to servers, caches, branch predictors
-        for _ in range(rounds):
-            result.rounds += [measure(scenario, peers[name], scenario.seconds * scale) for name in names]
-        results.append(result)
+        for number in range(-1, rounds):
+            for name in [name for name in names if name not in result.failures]:
+                try:
+                    if number < 0:
+                        scenario.load(peers[name], 1)  # connections to servers, caches, branch predictors
+                    else:
+                        result.rounds.append(measure(scenario, peers[name], scenario.seconds * scale, peers["origin"]))
+                except FAILURES as error:
+                    result.failures[name] = said(error)
+                    result.rounds = [r for r in result.rounds if r.peer != name]
         print(report.line(result), flush=True)
-    return results
+        yield result
 
 
-def check_equal(peers: dict[str, Peer]) -> None:
-    """All peers must pass on the same bytes, or the figures mean nothing."""
-    for path in ("/small", "/10k", "/1m"):
-        bodies = {name: load.fetch(peer.http_port, path) for name, peer in peers.items()}
-        different = [name for name, body in bodies.items() if body != bodies["origin"]]
-        if different:
-            raise SystemExit(f"{path}: {', '.join(different)} answered something else than the origin")
-    for name in {"twistedproxy", "nginx"} & peers.keys():
-        packed = load.fetch_packed(peers[name].http_port, "/text/100k.html")
-        if not packed or gzip.decompress(packed) != load.fetch(peers["origin"].http_port, "/text/100k.html"):
-            raise SystemExit(f"gzip: {name} answered something else than the origin")
+def said(error: BaseException) -> str:
+    """One line for the table."""
+    detail = getattr(error, "stderr", None) or str(error) or type(error).__name__
+    text = detail.decode(errors="replace") if isinstance(detail, bytes) else str(detail)
+    return " ".join(text.split())[:200].replace("|", "/")
+
+
+def start(kind: type[Peer], directory: Path, origin: Peer) -> Peer:
+    """A running peer. Its ports were free a moment ago only: another attempt with others before it counts as broken."""
+    for attempt in range(2):
+        peer = kind(directory / f"attempt-{attempt}", origin.http_port, origin.http_port)
+        try:
+            peer.start()
+            return peer
+        except FAILURES:
+            peer.stop()
+            if attempt:
+                raise
+    raise AssertionError("not reached")
+
+
+def check_equal(peer: Peer, origin: Peer) -> None:
+    """All peers must pass on the same bytes, or the figures mean nothing. Raises RuntimeError."""
+    for path in ("/small", "/10k", "/1m", *(("/kept/1k", "/kept/1m", "/kept/1k", "/kept/1m") if peer.name in CACHES else ())):
+        if load.fetch(peer.http_port, path) != load.fetch(origin.http_port, path):
+            raise RuntimeError(f"{path}: answered something else than the origin")
+    if peer.name in ("twistedproxy", "nginx"):
+        packed = load.fetch_packed(peer.http_port, "/text/100k.html")
+        if not packed or gzip.decompress(packed) != load.fetch(origin.http_port, "/text/100k.html"):
+            raise RuntimeError("gzip: answered something else than the origin")
 
 
 def idle_memory(directory: Path, peers: dict[str, Peer], count: int) -> dict[str, dict[str, float]]:
     """Bytes of PSS per idle connection, each kind on a fresh start: HTTP keep-alive, L4 sessions, HTTP keep-alive over TLS."""
     table: dict[str, dict[str, float]] = {}
     for name, measured in peers.items():
-        if name in ("origin", "twisted.web.proxy"):
+        if name in ("origin", "twisted.web.proxy", "varnish", UNCACHED):
             continue
         row = table[name] = {}
         for kind in ["http"] + ["tcp"] * measured.speaks_tcp + ["tls"] * (name in TLS):
             peer = type(measured)(directory / f"idle-{kind}", measured.origin, measured.tcp_origin)
-            peer.start()
             try:
+                peer.start()
                 _close(_open_idle(peer, kind, 100))  # every code path once, so that only connections are counted
                 time.sleep(1.5)
                 before = machine.pss_bytes(peer.pids())
@@ -176,6 +239,8 @@ def idle_memory(directory: Path, peers: dict[str, Peer], count: int) -> dict[str
                 time.sleep(0.5)
                 row[kind] = (machine.pss_bytes(peer.pids()) - before) / count
                 _close(connections)
+            except FAILURES as error:
+                print(f"idle memory, {name}, {kind}: {said(error)}", file=sys.stderr)
             finally:
                 peer.stop()
     return table
@@ -209,31 +274,60 @@ def main() -> None:
     running: dict[str, Peer] = {}
     started: list[Peer] = []
     versions = {name: kind.version() for name, kind in PEERS.items()}
+    missing = [program for program in ("nginx", "wrk", "h2load") if not shutil.which(program)]
+    if missing:
+        raise SystemExit(f"The origin and the load generators are missing: apt-get install nginx-light wrk nghttp2-client ({missing})")
+    left_out: dict[str, str] = {}
+    results: list[Result] = []
+    extra: dict[str, object] = {"left_out": left_out}
+    is_whole = False
     try:
         origin.start()
         started.append(origin)
         for name, kind in PEERS.items():
-            if versions[name] is None:
-                print(f"{name}: not installed, left out")
-            elif (not options.peers or name in options.peers) and any(name in s.peers for s in wanted):
-                peer = running[name] = kind(directory, origin.http_port, origin.http_port)
-                peer.start()
+            if (options.peers and name not in options.peers) or not any(name in s.peers for s in wanted):
+                continue
+            try:
+                if versions[name] is None:
+                    raise RuntimeError("not installed")
+                peer = start(kind, directory, origin)
                 started.append(peer)
-        check_equal(running | {"origin": origin})
-        rounds = options.rounds or (3 if options.quick else 5)
-        results = run(wanted, running | {"origin": origin}, rounds, options.scale or (0.4 if options.quick else 1.0))
-        extra: dict[str, object] = {}
+                check_equal(peer, origin)
+                running[name] = peer
+            except FAILURES as error:
+                left_out[name] = said(error)
+                print(f"{name}: left out: {left_out[name]}", file=sys.stderr)
+        if "twistedproxy" in running:
+            running[UNCACHED] = copy.copy(running["twistedproxy"])
+            running[UNCACHED].name = UNCACHED
+        rounds = options.rounds or (3 if options.quick else 4)
+        for result in run(wanted, running | {"origin": origin}, rounds, options.scale or (0.4 if options.quick else 1.0)):
+            results.append(result)
+        if any(s.name.startswith("cache-") for s in wanted):
+            extra["caches"] = {name: _tried(caches.check, running[name], origin) for name in CACHES if name in running}
         if not options.only:
             extra["idle"] = idle_memory(directory, running, 1000 if options.quick else 3000)
         if not options.quick and not options.only:
-            extra["workers"] = scaling(directory, origin)
-            extra["pgbench"] = database.measure(directory, ("twistedproxy", "nginx", "haproxy"), rounds)
+            extra["workers"] = _tried(scaling, directory, origin)
+            extra["pgbench"] = _tried(database.measure, directory, ("twistedproxy", "nginx", "haproxy"), rounds)
+        is_whole = True
     finally:
         for peer in reversed(started):
             peer.stop()
         shutil.rmtree(directory, ignore_errors=True)
-    facts = {"machine": machine.describe(), "versions": versions, "results": [asdict(r) for r in results], **extra}
-    report.write(facts, results, keep=options.keep)
+        if results:
+            facts = {"machine": machine.describe(), "versions": versions, "results": [asdict(r) for r in results], **extra}
+            report.write(facts, results, keep=options.keep and is_whole)
+
+
+def _tried(measured: Callable[..., Any], *arguments: object) -> dict[str, Any]:
+    """What is measured beside the scenarios; a failure is part of the report, not the end of it."""
+    try:
+        found: dict[str, Any] = measured(*arguments)
+    except FAILURES as error:
+        found = {"failed": said(error)}
+        print(f"{measured.__name__}: {found['failed']}", file=sys.stderr)
+    return found
 
 
 def scaling(directory: Path, origin: Peer) -> dict[str, float]:

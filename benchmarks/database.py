@@ -43,8 +43,8 @@ def measure(directory: Path, peers: Iterable[str], rounds: int) -> dict[str, dic
         for name in peers:
             if PEERS[name].version() is not None:
                 peer = PEERS[name](directory / "pg-peers", origin.http_port, port)
-                peer.start()
                 running.append(peer)
+                peer.start()
         for _ in range(rounds):
             for peer in running:
                 pids = peer.pids()

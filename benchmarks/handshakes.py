@@ -51,7 +51,11 @@ def load(port: int, name: str, seconds: float, is_resumed: bool) -> Answered:
     command = [sys.executable, "-m", "benchmarks.handshakes", str(port), name, str(seconds), "resumed" if is_resumed else "new"]
     started = time.monotonic()
     clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(CLIENTS)]
-    counts = [client.communicate()[0].split() for client in clients]
+    try:
+        counts = [client.communicate(timeout=seconds + 60)[0].split() for client in clients]
+    finally:
+        for client in clients:
+            client.kill()
     done, failed = (sum(int(count[column]) for count in counts) for column in (0, 1))
     return Answered(done, failed, done / (time.monotonic() - started))
 
@@ -61,7 +65,7 @@ def open_idle(port: int, count: int) -> list[ssl.SSLSocket]:
     context = _context()
     connections = []
     for _ in range(count):
-        connection = context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname=NAMES[0])
+        connection = context.wrap_socket(socket.create_connection(("127.0.0.1", port), 10), server_hostname=NAMES[0])
         connection.sendall(REQUEST.replace(b"Connection: close\r\n", b"") % NAMES[0].encode())
         connection.recv(4096)
         connections.append(connection)

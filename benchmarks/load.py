@@ -53,7 +53,7 @@ def wrk(url: str, seconds: float, connections: int, fields: dict[str, str], scri
         command += ["-H", f"{name}: {value}"]
     if script:
         command += ["-s", str(script)]
-    out = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     errors = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", out)))
     for kinds in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out):
         errors += sum(map(int, kinds))
@@ -73,7 +73,7 @@ def fixed_rate(url: str, seconds: int, per_second: int, log: Path) -> Answered:
     log.unlink(missing_ok=True)
     clients = 20
     command = ["h2load", "--h1", f"-c{clients}", f"--rps={per_second // clients}", f"-D{seconds}", f"--log-file={log}", url]
-    subprocess.run(command, capture_output=True, check=True)
+    subprocess.run(command, capture_output=True, check=True, timeout=seconds + 60)
     rows = [line.split("\t") for line in log.read_text().splitlines()]
     times = sorted(int(row[2]) / 1000 for row in rows if row[1] == "200")
     if not times:
@@ -85,7 +85,7 @@ def fixed_rate(url: str, seconds: int, per_second: int, log: Path) -> Answered:
 
 def pgbench(port: int, seconds: int) -> Answered:
     command = ["pgbench", "-S", "-n", "-M", "prepared", "-c4", "-j1", f"-T{seconds}", "-h127.0.0.1", f"-p{port}", "-Upostgres", "postgres"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
     count = int(re.search(r"number of transactions actually processed: (\d+)", done.stdout)[1])  # type: ignore[index]
     failed = int(re.search(r"number of failed transactions: (\d+)", done.stdout)[1])  # type: ignore[index]
     latency = float(re.search(r"latency average = ([\d.]+) ms", done.stdout)[1])  # type: ignore[index]
@@ -99,7 +99,7 @@ def open_idle(port: int, count: int) -> list[socket.socket]:
     request = b"GET /small HTTP/1.1\r\nHost: localhost\r\n\r\n"
     connections = []
     for _ in range(count):
-        connection = socket.create_connection(("127.0.0.1", port))
+        connection = socket.create_connection(("127.0.0.1", port), 10)
         connection.sendall(request)
         connection.recv(4096)
         connections.append(connection)
@@ -108,7 +108,7 @@ def open_idle(port: int, count: int) -> list[socket.socket]:
 
 def fetch(port: int, path: str) -> bytes:
     """The body of one GET, to see that all peers give equal answers."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
         data = b""
         while piece := connection.recv(1 << 20):

@@ -213,6 +213,7 @@ class Nginx(Peer):
         config = f"""
 {f"load_module {modules};" if os.path.exists(modules) else ""}
 worker_processes {self.workers}; daemon off; pid {self.directory}/pid; error_log {self.directory}/error.log; worker_rlimit_nofile 20000;
+user root;
 events {{ worker_connections 10000; }}
 http {{
   access_log {self.directory}/access.log combined; client_body_temp_path {self.directory}/body; proxy_temp_path {self.directory}/proxy;
@@ -479,7 +480,7 @@ http {{
     location / {{ root {files}; types {{ text/html html; }} }}
     location /kept/ {{ root {files}; add_header Cache-Control max-age=3600; }}
     location /kept/vary/ {{ root {files}; try_files /1k =404; add_header Cache-Control max-age=3600; add_header Vary Accept-Encoding; }}
-    location /kept/slow/ {{ root {files}; try_files /10k =404; limit_rate 8k; add_header Cache-Control max-age=3600; }}
+    location /kept/slow/ {{ root {files}; try_files /10k =404; limit_rate 4k; add_header Cache-Control max-age=3600; }}
     location ~ /unique/ {{ root {files}; try_files /1k =404; add_header Cache-Control max-age=3600; }}
   }}
 }}

@@ -23,7 +23,7 @@ def _spread(values: list[float], digits: int = 1) -> str:
 def ratio(result: Result, peer: str) -> tuple[float, float, float, float]:
     """Ours over `peer`'s CPU: of the minima, then min, median and max over interleaved rounds."""
     ours, theirs = [r.cpu_us for r in result.of(US)], [r.cpu_us for r in result.of(peer)]
-    pairs = [a / b for a, b in zip(ours, theirs, strict=True) if b]
+    pairs = [a / b for a, b in zip(ours, theirs, strict=True) if b] or [0.0]
     return min(ours) / max(min(theirs), 1e-9), min(pairs), median(pairs), max(pairs)
 
 
@@ -36,8 +36,10 @@ def line(result: Result) -> str:
     parts = []
     for peer in _peers(result):
         rounds = result.of(peer)
+        asked = f", {max(r.asked_each for r in rounds):.2g} asked of the origin" if result.scenario.startswith("cache-") else ""
         size = f" for {min(r.bytes_each for r in rounds):,.0f} bytes" if result.scenario == "gzip" else ""
-        parts.append(f"{peer} {min(r.cpu_us for r in rounds):.1f} µs{size}")
+        parts.append(f"{peer} {min(r.cpu_us for r in rounds):.1f} µs{size}{asked}")
+    parts += [f"{peer} failed: {why}" for peer, why in result.failures.items()]
     return f"{result.title}: " + " · ".join(parts)
 
 
@@ -61,21 +63,55 @@ def table(results: list[Result]) -> str:
                 f"{median(r.p99_ms for r in rounds):.2f} | {compared} | {sum(r.errors for r in rounds)} | "
                 f"{max(r.steal for r in rounds):.0%} |"
             )
+        rows += [f"| {result.title} | {peer} | failed: {why} | | | | | | |" for peer, why in result.failures.items()]
     return "\n".join(rows)
+
+
+def _cache_checks(caches: dict[str, dict[str, Any]]) -> list[str]:
+    """How often the origin was asked: that hits are hits, that misses are kept, and how many of a herd get through."""
+    rows = [
+        "\n| requests at the origin | for 20 hits of 1 kB | with Vary | of 1 MB | for 20 new URLs | for the same again "
+        "| for 1,000 at once for one slow object | of them answered whole | says |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in caches.items():
+        if "failed" in row:
+            rows.append(f"| {name} | failed: {row['failed']} | | | | | | | |")
+        else:
+            columns = ("hits", "vary", "large", "unique", "unique_again", "herd", "herd_whole", "says")
+            rows.append(f"| {name} | " + " | ".join(str(row[column]) for column in columns) + " |")
+    return rows
+
+
+def _asked(results: list[dict[str, Any]]) -> str:
+    said = []
+    for result in results:
+        if result["scenario"].startswith("cache-"):
+            most: dict[str, float] = {}
+            for each in result["rounds"]:
+                most[each["peer"]] = max(most.get(each["peer"], 0.0), each["asked_each"])
+            said.append(f"{result['title']}: " + ", ".join(f"{peer} {asked:.4f}" for peer, asked in most.items()))
+    return "; ".join(said)
 
 
 def more_tables(facts: dict[str, Any]) -> str:
     parts = []
+    if facts.get("left_out"):
+        parts.append("\nLeft out: " + "; ".join(f"{name} ({why})" for name, why in facts["left_out"].items()) + ".")
+    if facts.get("caches"):
+        parts += _cache_checks(facts["caches"])
+        parts.append("\nUnder load, requests at the origin per answer (the most of any round): " + _asked(facts["results"]) + ".")
     if facts.get("idle"):
         parts.append("\n| proxy | bytes per idle HTTP connection | per idle L4 session | family at rest, MiB |\n|---|---|---|---|")
         for name, row in facts["idle"].items():
             tcp = f"{row['tcp']:,.0f}" if "tcp" in row else ""
-            parts.append(f"| {name} | {row['http']:,.0f} | {tcp} | {row['family'] / 2**20:.0f} |")
-    if facts.get("pgbench"):
+            parts.append(f"| {name} | {row.get('http', 0):,.0f} | {tcp} | {row.get('family', 0) / 2**20:.0f} |")
+    parts += [f"\n{what}: failed: {facts[what]['failed']}" for what in ("pgbench", "workers") if "failed" in facts.get(what, ())]
+    if facts.get("pgbench") and "failed" not in facts["pgbench"]:
         parts.append("\n| pgbench -S through L4 | CPU µs per transaction | transactions/s | errors |\n|---|---|---|---|")
         for name, row in facts["pgbench"].items():
             parts.append(f"| {name} | {row['cpu_us']:.1f} | {row['per_second']:,.0f} | {row['errors']:.0f} |")
-    if facts.get("workers"):
+    if facts.get("workers") and "failed" not in facts["workers"]:
         one, two = facts["workers"]["1"], facts["workers"]["2"]
         parts.append(
             f"\nTwo workers against one: {two / one:.2f} × the answers per second (the load generator and the origin share the CPUs)."
@@ -87,7 +123,7 @@ def plot(results: list[Result], path: Path) -> None:
     """Bars of CPU per answer, relative to nginx, one group per scenario. Plain SVG: nothing to install, and it can be diffed."""
     colours = {
         US: "#0b6e4f", "twistedproxy-pure": "#7fb69e", "nginx": "#6c757d", "haproxy": "#3d5a80", "envoy": "#b56576", "caddy": "#e09f3e",
-        "twisted.web.proxy": "#9d4edd",
+        "twisted.web.proxy": "#9d4edd", "varnish": "#5390d9", "twistedproxy, uncached": "#7fb69e",
     }  # fmt: skip
     groups = [r for r in results if r.of("nginx") and r.scenario != "latency"]
     height, y, parts = 0, 30, []

@@ -39,6 +39,7 @@ class Views(SynchronousTestCase):
                 ],
                 "certificates": [],
                 "upgrade": None,
+                "cache": None,
             },
         )  # fmt: skip
         self.assertEqual(answer.headers["ETag"], '"1"')

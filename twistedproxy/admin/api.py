@@ -23,6 +23,7 @@ from werkzeug.exceptions import HTTPException
 from twistedproxy.admin import openapi, page, views
 from twistedproxy.admin.auth import GuessBrake, Role, Tokens, token_from_file
 from twistedproxy.admin.bodies import read_body, read_duration, read_if_match, read_query, read_revision
+from twistedproxy.admin.caching import CacheApi
 from twistedproxy.admin.events import EventStreams
 from twistedproxy.admin.gate import LocalGate, Router, TcpGate
 from twistedproxy.admin.operations import OPERATIONS, Operation
@@ -41,7 +42,7 @@ Exposition = Callable[[Snapshot, Mapping[str, Any]], bytes]
 _log = Logger()
 
 
-class Api(TrafficApi, ProcessApi):
+class Api(TrafficApi, ProcessApi, CacheApi):
     """What each operation does. Handlers return the body; headers are set on the request."""
 
     def __init__(self, control: Control, exposition: Exposition, streams: EventStreams) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from operator import add
 from typing import Any
 
+from twistedproxy.admin import caching
 from twistedproxy.config.control import Snapshot
 from twistedproxy.observability.metrics import BUCKETS_S
 
@@ -46,6 +47,7 @@ def figures(snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]
         "sessions": sessions,
         "durations": durations,
         "bytes": {"in": sum(row[2] for row in statistics["listeners"]), "out": sum(row[3] for row in statistics["listeners"])},
+        "cache": caching.figures(statistics),
         "pools": [{"name": name, **pool.plain()} for name, pool in pools.items()],
         "listeners": [
             {"address": snapshot.addresses.get(address, address), "connections": open_now.get(address, 0), "total": total}

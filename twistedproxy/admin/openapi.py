@@ -13,6 +13,7 @@ _NUMBER: dict[str, Any] = {"type": "number"}
 _TEXT: dict[str, Any] = {"type": "string"}
 _FLAG: dict[str, Any] = {"type": "boolean"}
 _ANY: dict[str, Any] = {"type": "object", "additionalProperties": True}
+_COUNTS: dict[str, Any] = {"type": "object", "additionalProperties": _INT}
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         version=_TEXT, revision=_INT, uptime_seconds=_NUMBER, config_file=_TEXT,
         head_codec={"type": "string", "enum": ["native", "python", "starting"]},
         workers=_list(_ref("Worker")), listeners=_list(_ref("Listener")), certificates=_list(_ref("Certificate")),
-        upgrade={"anyOf": [_ref("Upgrade"), {"type": "null"}]},
+        upgrade={"anyOf": [_ref("Upgrade"), {"type": "null"}]}, cache={"anyOf": [_ref("CacheTotals"), {"type": "null"}]},
     ),
     "Certificate": _object(
         used_by=_list(_TEXT), source=_TEXT, names=_list(_TEXT), not_after=_TEXT, issuer=_TEXT, placeholder=_FLAG,
@@ -92,6 +93,24 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Rotation": _some(
         _object(state={"type": "string", "enum": ["none", "running", "draining", "done", "failed"]}, connections=_INT),
         started_at=_TEXT, by=_TEXT, replaced=_INT, total=_INT, reason=_TEXT,
+    ),
+    "CacheTier": _object(bytes=_INT, objects=_INT, limit=_INT, evicted=_INT, corrupt=_INT),
+    "CacheTotals": _object(
+        requests=_INT, results=_COUNTS, hit_ratio=_or_null(_NUMBER), memory=_ref("CacheTier"), disk=_ref("CacheTier"), errors=_INT,
+        fills=_INT,
+    ),
+    "Cache": _object(
+        totals={"anyOf": [_ref("CacheTotals"), {"type": "null"}]}, directory=_or_null(_TEXT), max_files=_or_null(_INT),
+        max_object=_or_null(_INT), routes=_list(_object(site=_TEXT, path=_TEXT)),
+        sites=_list(_object(site=_TEXT, requests=_INT, hit_ratio=_or_null(_NUMBER), results=_COUNTS)),
+        purges=_object(total=_INT, latest=_list(_object(at=_TEXT, by=_TEXT, what=_TEXT, soft=_FLAG))),
+    ),
+    "Purged": _object(
+        purged={
+            "type": "object", "minProperties": 1, "maxProperties": 1,
+            "properties": {"url": _TEXT, "prefix": _TEXT, "tag": _TEXT, "all": _FLAG},
+        },
+        soft=_FLAG, at=_TEXT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT)),
     ),
     "Checked": _object(problems=_list(_ANY)),
     "Differences": _object(differences=_list(_some(_object(path=_TEXT), file={}, running={}))),

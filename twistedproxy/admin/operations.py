@@ -9,6 +9,9 @@ from twistedproxy.admin.auth import Role
 from twistedproxy.config.changes import MAX_CONNECTIONS, MAX_WEIGHT
 
 MAX_REASON = 500
+MAX_WHAT = 8192
+"""Characters of a URL or a prefix that is purged."""
+MAX_TAG = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,20 @@ OPERATIONS: tuple[Operation, ...] = (
         "restart_workers", "POST", "/api/v1/workers/restart", Role.ADMIN,
         "Replace all workers one by one, each by a new one that serves already; answers when it has begun.", "Rotation",
         body=(REASON,), needs_body=False,
+    ),
+    Operation("cache", "GET", "/api/v1/cache", Role.VIEW, "The cache: how much it answers, what it holds, the latest purges.", "Cache"),
+    Operation(
+        "purge", "POST", "/api/v1/cache/purge", Role.OPERATE,
+        "Take back kept answers: exactly one of url, prefix, tag, all. Every worker knows it before this is answered.", "Purged",
+        body=(
+            Field("url", str, "The whole URL, query included.", high=MAX_WHAT),
+            Field("prefix", str, "All URLs that begin so, such as https://www.example.com/images/.", high=MAX_WHAT),
+            Field("tag", str, "All answers with this tag in Surrogate-Key or Cache-Tag.", high=MAX_TAG),
+            Field("all", bool, "true: everything."),
+            Field("soft", bool, "They become stale instead of gone: given while the server is asked, or when it fails."),
+            REASON,
+        ),
+        at_least_one_of=("url", "prefix", "tag", "all"),
     ),
     Operation("config_diff", "GET", "/api/v1/config/diff", Role.VIEW, "Live values that the file does not have.", "Differences"),
     Operation(

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from twistedproxy import __version__
+from twistedproxy.admin.caching import figures
 from twistedproxy.config import plain
 from twistedproxy.config.control import Applied, CertificateView, Entry, Snapshot
 from twistedproxy.config.model import Health, Pool, Server, endpoint
@@ -39,6 +40,7 @@ def status(snapshot: Snapshot, statistics: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "certificates": [certificate(view) for view in snapshot.certificates],
         "upgrade": snapshot.upgrade,
+        "cache": figures(statistics),
     }
 
 

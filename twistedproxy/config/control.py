@@ -224,7 +224,10 @@ class Control(Protocol):
         ...
 
     async def ask(self, what: str, arguments: Mapping[str, Any]) -> Any:
-        """``explain``, ``why`` or ``mirrors``: what the supervisor or its workers know, as JSON-able values. Raises `ChangeRefused`."""
+        """``explain``, ``why``, ``cache``, ``purge`` and others: what the supervisor or its workers know or do, as JSON-able values.
+
+        Raises `ChangeRefused`.
+        """
         ...
 
     def snapshot(self) -> Snapshot: ...

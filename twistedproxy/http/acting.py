@@ -229,8 +229,7 @@ class ActingExchange(TransformedExchange):
         """The server's head as the client gets it."""
         actions = self.actions
         if actions.prefix or actions.host is not None:
-            inside = (self._sent_host.lower(), self.server.lower().encode())
-            head = adjusted(head, actions.prefix, inside, self.head.authority, self.scheme.encode())
+            head = adjusted(head, actions.prefix, self._inside(), self.head.authority, self.scheme.encode())
         for hook in actions.chain.on_response:
             head = hook(self, head)
         cookies = self._cookies()
@@ -239,11 +238,15 @@ class ActingExchange(TransformedExchange):
             head = edited
         return head
 
+    def _inside(self) -> tuple[bytes, ...]:
+        """Authorities that the server may call itself by."""
+        return self._sent_host.lower(), self.server.lower().encode()
+
     def _cookies(self) -> list[bytes]:
         """Set-Cookie values that make the client remember its side and its server."""
         values = [self._side_cookie] if self._side_cookie is not None else []
         decision = self.decision
-        if decision is not None and decision.destination.sticky is not None and self._lease is not None:
+        if decision is not None and decision.destination.sticky is not None and self.server:
             sticky = decision.destination.sticky
             token = server_token(self.pool, self.server)
             assert sticky.cookie is not None

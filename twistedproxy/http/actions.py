@@ -28,7 +28,7 @@ Answer = Callable[[Subject], LocalResponse]
 class Actions:
     """Everything a request on this route meets."""
 
-    __slots__ = ("answer", "cache", "chain", "host", "kept", "maintenance", "mirror", "prefix", "rewriting", "split")
+    __slots__ = ("answer", "cache", "chain", "compression", "host", "kept", "maintenance", "mirror", "prefix", "rewriting", "split")
 
     def __init__(self, site: Site, route: Route, prefix: bytes, matched: bytes, split: Split[Any] | None) -> None:
         """`prefix` is what `strip` removes, `matched` what a redirect replaces."""
@@ -38,7 +38,9 @@ class Actions:
         self.prefix = prefix
         self.rewriting = Rewriting(route.rewrite) if route.rewrite is not None else None
         self.host = Template(route.host) if route.host else None
-        self.chain = Chain(_middlewares(route))
+        middlewares = _middlewares(route)
+        self.chain = Chain(middlewares)
+        self.compression = next((each for each in middlewares if isinstance(each, Compression)), None)
         self.mirror: Mirror | None = route.mirror
         self.cache: RouteCache | None = route.cache
         self.answer = _answer(route, matched)

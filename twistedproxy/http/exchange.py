@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 _OK = Outcome.OK
 NONE_TRIED: frozenset[Server] = frozenset()
+_SELDOM_WITH_BODY = frozenset({b"GET", b"HEAD"})
+"""A server that does not expect a body here would take it for the next request on the connection: there is none."""
 _UNUSUAL = Kind.HOP_BY_HOP | Kind.INTERNAL
 """Fields among which are Upgrade and X-Revproxy-Explain."""
 
@@ -381,6 +383,8 @@ class Exchange:
             more += self._retries.field
         data = connection.client.request(head, path, host, more, self.request_id, length, self._upgrade)
         if length:
+            if self.method in _SELDOM_WITH_BODY:
+                upstream.use_once()
             held = self._held
             if held:
                 data += chunk(held) if length == CHUNKED else held

@@ -92,6 +92,10 @@ class UpstreamConnection(Timed):
             self._wheel.look_sooner(self)
         self.transport.write(data)
 
+    def use_once(self) -> None:
+        """After this exchange the connection is closed, whatever the server says."""
+        self._may_reuse = False
+
     def await_head(self, deadline: float) -> None:
         """The request is complete: its answer must begin before `deadline`."""
         if self.state is _HEAD:

@@ -69,6 +69,11 @@ class Column:
     def slot(self) -> int:
         return self._slot - self._offset
 
+    @property
+    def others(self) -> list[int]:
+        """Slots that other workers may have."""
+        return [slot for slot in range(self._cells[_WIDTH]) if slot != self.slot]
+
     def who(self, row: int, value: int) -> int:
         """The first other worker whose cell of `row` has this value; -1: none."""
         cells = self._cells

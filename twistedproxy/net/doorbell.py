@@ -1,8 +1,9 @@
 """Short words between the workers of one machine: each has a datagram socket in a directory that only this user may enter.
 
 How it works
-    A word is one datagram to the socket that bears the slot of its addressee. Nothing is queued here: a word that cannot be delivered at
-    once (nobody there, its queue full) is not delivered, and `ring` says so. Whoever relies on an answer has a deadline of its own.
+    A word is one datagram to the socket that bears the slot of its addressee. The kernel queues only a few for each: a word that finds the
+    queue full is tried again a little later, for some seconds, and makes way for a later word about the same thing. Whoever relies on
+    an answer has a deadline of its own.
 
     The sockets are named through a descriptor of the directory, since the path of a unix socket has at most 107 bytes.
 """
@@ -21,6 +22,9 @@ from zope.interface import implementer
 
 MOST_BYTES = 2048
 WORDS_PER_TURN = 64
+AGAIN_S = 0.01
+MOST_WAITING = 4096
+TRIES = 500
 
 _log = Logger(namespace="doorbell")
 
@@ -33,6 +37,10 @@ class Doorbell:
         """Raises OSError when the directory cannot be used."""
         self._reactor = reactor
         self._heard = heard
+        self._waiting: dict[tuple[int, bytes], tuple[bytes, int]] = {}
+        """Words that were not taken yet, by whom and what they are for, with how often they may be tried."""
+        self._again: Any = None
+        self._is_open = True
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -50,21 +58,56 @@ class Doorbell:
     def _path(self, slot: int) -> str:
         return f"/proc/self/fd/{self._directory}/{slot}"
 
-    def ring(self, slot: int, word: bytes) -> bool:
-        """Say `word` to the worker of `slot`; False when it was not delivered."""
+    def ring(self, slot: int, word: bytes, about: bytes = b"") -> bool:
+        """Say `word` to the worker of `slot`; False when there is no such worker."""
+        if not self._is_open:
+            return False
+        place = (slot, about or word)
+        if place not in self._waiting:
+            said = self._say(slot, word)
+            if said is not None:
+                return said
+            if len(self._waiting) >= MOST_WAITING:
+                return False
+        self._waiting[place] = (word, TRIES)
+        if self._again is None:
+            self._again = self._reactor.callLater(AGAIN_S, self._try_again)
+        return True
+
+    def _say(self, slot: int, word: bytes) -> bool | None:
+        """None: not now."""
         try:
             self._sock.sendto(word, self._path(slot))
+        except BlockingIOError:
+            return None
         except OSError:
             return False
         return True
 
+    def _try_again(self) -> None:
+        self._again = None
+        waiting, full = self._waiting, set()
+        for place, (word, tries) in list(waiting.items()):
+            if tries <= 1 or (place[0] not in full and self._say(place[0], word) is not None):
+                del waiting[place]
+            else:
+                waiting[place] = (word, tries - 1)
+                full.add(place[0])
+        if waiting:
+            self._again = self._reactor.callLater(AGAIN_S, self._try_again)
+
     def stop(self) -> None:
-        self._reactor.removeReader(self)
-        self._close()
+        if self._is_open:
+            self._reactor.removeReader(self)
+            self._close()
 
     def _close(self) -> None:
-        self._sock.close()
-        os.close(self._directory)
+        if self._is_open:
+            self._is_open = False
+            if self._again is not None:
+                self._again.cancel()
+            self._sock.close()
+            os.close(self._directory)
 
     # What the reactor calls
 
@@ -80,9 +123,12 @@ class Doorbell:
                 word = self._sock.recv(MOST_BYTES)
             except OSError:  # nothing more
                 return
-            self._heard(word)
+            try:
+                self._heard(word)
+            except Exception:  # the next word may be understood
+                _log.failure("a word from another worker led to an error")
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor gives up on it: an exception came out of `heard`."""
+        """The reactor gives up on it."""
         _log.failure("the doorbell failed and is not heard any more", reason)
         self._close()

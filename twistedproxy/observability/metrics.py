@@ -71,6 +71,10 @@ class Metrics:
         """Answers that were compressed less than configured, by why."""
         self.cache: Counter[tuple[str, str]] = Counter()
         """(site, result): requests on routes with a cache."""
+        self.cache_store: Counter[tuple[str, str]] = Counter()
+        """(tier, what): evicted, corrupt, write_error, read_error."""
+        self.cache_fills = 0
+        """Answers on their way into the cache now."""
         self.log_lines_dropped = 0
 
     def http(self, site: str, pool: str) -> HttpCounts:
@@ -105,20 +109,22 @@ class Metrics:
             "coded": [[*key, n] for key, n in self.coded.items()],
             "coding_eased": [[why, n] for why, n in self.coding_eased.items()],
             "cache": [[*key, n] for key, n in self.cache.items()],
+            "cache_store": [[*key, n] for key, n in self.cache_store.items()],
             "servers": [[pool, server, leases, failures] for pool, server, _, leases, failures in rows],
             "log_lines_dropped": self.log_lines_dropped,
             "gauges": {
                 "connections": [[a, c.open] for a, c in self._listeners.items()],
                 "servers": [[pool, server, active] for pool, server, active, _, _ in rows],
                 "queues": [[pool, n] for pool, n in (queues or {}).items()],
+                "fills": [["cache", self.cache_fills]],
             },
         }
 
 
 _KEY_COLUMNS = {
     "requests": 4, "durations": 2, "listeners": 1, "tcp_sessions": 3, "retries": 2, "rejected": 1, "splits": 3, "mirrors": 4,
-    "cache": 2, "servers": 2, "coded": 3, "coding_eased": 1,
-    "connections": 1, "queues": 1,
+    "cache": 2, "cache_store": 2, "servers": 2, "coded": 3, "coding_eased": 1,
+    "connections": 1, "queues": 1, "fills": 1,
 }  # fmt: skip
 
 
@@ -143,7 +149,7 @@ def merge(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
     merged["log_lines_dropped"] = sum(p["log_lines_dropped"] for p in every)
     merged["gauges"] = {
-        name: _merge_rows(_KEY_COLUMNS[name], [p["gauges"][name] for p in every]) for name in ("connections", "servers", "queues")
+        name: _merge_rows(_KEY_COLUMNS[name], [p["gauges"][name] for p in every]) for name in ("connections", "servers", "queues", "fills")
     }
     return merged
 

@@ -132,7 +132,7 @@ class Caching:
         return {
             "memory": {"bytes": now.memory_bytes, "objects": now.memory_objects, "limit": self._spec.memory},
             "disk": {"bytes": now.disk_bytes, "objects": now.disk_objects, "limit": self._spec.disk},
-            "evicted": {"disk": now.evictions},
+            "evicted": now.evictions,
             "failures": now.failures,
             "leftovers": now.leftovers,
             "is_counted": now.is_counted or not self._spec.disk,

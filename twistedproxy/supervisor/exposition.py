@@ -61,8 +61,34 @@ class _Totals:
             yield _counter(f"revproxy_{what}ion_bytes", f"Bytes of bodies before (in) and after (out) they were {what}ed.", _CODED, sizes)
         text = "Answers compressed less than configured: lower level, none for load, none for many at once, none as it failed."
         yield _counter("revproxy_compression_eased", text, ("why",), of["coding_eased"])
+        yield from self._cache()
         yield _counter("revproxy_retries", "Extra attempts, by what failed before.", ("pool", "reason"), of["retries"])
         yield _counter("revproxy_rejected", "Requests and connections refused by the proxy itself.", ("reason",), of["rejected"])
+
+    def _cache(self) -> Iterator[Metric]:
+        """What all workers share is counted by the supervisor, once."""
+        of = self._statistics
+        shared = of.get("cache_totals")
+        text = "Requests on routes with a cache, by what became of them."
+        yield _counter("revproxy_cache_requests", text, ("site", "result"), of["cache"])
+        tiers = [] if shared is None else [(tier, shared[tier]) for tier in ("memory", "disk")]
+        yield _gauge("revproxy_cache_bytes", "Bytes of kept answers.", ("tier",), [(tier, has["bytes"]) for tier, has in tiers])
+        limits = [(tier, has["limit"]) for tier, has in tiers]
+        yield _gauge("revproxy_cache_limit_bytes", "How many there may be.", ("tier",), limits)
+        yield _gauge("revproxy_cache_objects", "Kept answers.", ("tier",), [(tier, has["objects"]) for tier, has in tiers])
+        counted = {(tier, what): n for tier, what, n in of["cache_store"]}
+        evicted = [] if shared is None else [("disk", shared["evicted"])]
+        evicted += [(tier, n) for (tier, what), n in counted.items() if what == "evicted"]
+        yield _counter("revproxy_cache_evictions", "Kept answers that had to make room.", ("tier",), evicted)
+        corrupt = [(tier, n) for (tier, what), n in counted.items() if what == "corrupt"]
+        yield _counter("revproxy_cache_corrupt", "Kept answers found damaged, and not given.", ("tier",), corrupt)
+        failed = [(what.removesuffix("_error"), n) for (_, what), n in counted.items() if what.endswith("_error")]
+        failed += [] if shared is None else [("order", shared["failures"])]
+        text = "Failures of the cache directory: to write, to read, to keep it in order."
+        yield _counter("revproxy_cache_errors", text, ("what",), failed)
+        yield _gauge("revproxy_cache_fills", "Answers on their way into the cache.", (), [(n,) for _, n in of["gauges"]["fills"]])
+        purges = [] if shared is None else shared["purges"].items()
+        yield _counter("revproxy_cache_purges", "Purges, by what they name.", ("by",), purges)
 
     def _durations(self) -> Metric:
         name = "revproxy_http_request_duration_seconds"

@@ -115,9 +115,10 @@ class Purging:
 
     def _done(self, purge: Purge, who: str, reason: str, total: int, behind: list[int]) -> dict[str, Any]:
         named = purge.by if purge.by == "all" else f"{purge.by} {purge.what}"
+        because = f" ({one_line(reason)})" if reason else ""
         self.log.info(
             "cache purged{softly} by {who}: {named}{because}",
-            who=who or "somebody", named=named, softly=" (soft)" if purge.is_soft else "", because=f" ({one_line(reason)})" if reason else "",
+            who=who or "somebody", named=named, softly=" (soft)" if purge.is_soft else "", because=because,
         )  # fmt: skip
         if behind:
             self.log.error("workers {slots} have not taken in the purge of {named} in time", slots=behind, named=named)

@@ -291,9 +291,7 @@ class Shifts:
         taken = (rfc3339(self._wall()), share, applied.revision)
         self._put(replace(shift, state=state, note=why, going_back="", history=(*shift.history, taken)))
 
-    async def _set(
-        self, shift: Shift, weights: tuple[tuple[str, int], ...] | None, reason: str, expected: int | None = None
-    ) -> Applied:
+    async def _set(self, shift: Shift, weights: tuple[tuple[str, int], ...] | None, reason: str, expected: int | None = None) -> Applied:
         if shift.reason:
             reason = f"{reason} ({shift.reason})"
         change = SetSplit(shift.site, shift.path, weights)

@@ -16,6 +16,7 @@ from twistedproxy.config.model import Model
 from twistedproxy.http.cache.arena import Arena
 from twistedproxy.http.cache.cache import Cache
 from twistedproxy.http.cache.disk import Disk
+from twistedproxy.http.cache.fills import Fill
 from twistedproxy.http.cache.neighbours import Neighbours
 from twistedproxy.http.cache.store import Store
 from twistedproxy.http.front import HttpFront
@@ -23,10 +24,23 @@ from twistedproxy.ipc.scoreboard import LeaseBoard
 from twistedproxy.net.doorbell import Doorbell
 from twistedproxy.observability.metrics import Metrics
 
+_COUNTED = {
+    ("memory", "evicted"): ("memory_evicted", "memory_crowded_out"),
+    ("memory", "corrupt"): ("memory_corrupt",),
+    ("disk", "corrupt"): ("disk_corrupt",),
+    ("disk", "write_error"): ("disk_write_failures",),
+    ("disk", "read_error"): ("disk_read_failures",),
+}
+"""What is told of a store, and which of its statistics that is."""
 TRY_AGAIN_S = 10.0
 """After so long a memory that could not be had is asked for again."""
 
 _log = Logger(namespace="cache")
+
+
+def _tiers(spec: CacheSpec) -> tuple[object, ...]:
+    """What a store is made of; the rest of the keys may change under it."""
+    return spec.directory, spec.memory, bool(spec.disk)
 
 
 class Caches:
@@ -46,6 +60,8 @@ class Caches:
         self._try_at = 0.0
         self._has_complained = False
         self._is_draining = False
+        self._counted: dict[tuple[str, str], int] = {}
+        """What the present store had counted when it was looked at last."""
         self.cache: Cache | None = None
 
     def configure(self, model: Model, slots: int) -> None:
@@ -62,8 +78,11 @@ class Caches:
             if neighbours is not None:
                 neighbours.cache = self.cache
         elif self.cache.spec != spec:
-            self.cache.spec = spec
-            self.cache.store = self._store(spec)
+            before, self.cache.spec = self.cache.spec, spec
+            if _tiers(before) != _tiers(spec):
+                if self._arena is not None:
+                    self._arena.release()
+                self._replace_store(self.cache)
         self.cache.follow_routes(model.sites.values())
 
     def serve(self, front: object) -> None:
@@ -114,12 +133,30 @@ class Caches:
 
     def each_second(self) -> None:
         """Claim this worker's share of the memory, which others may have left by now."""
-        if self.cache is None or self._is_draining:
+        cache = self.cache
+        if cache is None:
+            return
+        self._count(cache)
+        if self._is_draining:
             return
         if self._arena is not None:
             self._arena.own(self._slots)
         elif self._seconds() >= self._try_at:
-            self.cache.store = self._store(self.cache.spec)
+            self._replace_store(cache)
+
+    def _replace_store(self, cache: Cache) -> None:
+        self._count(cache)
+        self._counted.clear()
+        cache.store = self._store(cache.spec)
+
+    def _count(self, cache: Cache) -> None:
+        """Add what the store counted since to the metrics, where it outlives the store."""
+        statistics = cache.store.statistics()
+        for key, names in _COUNTED.items():
+            now = sum(statistics.get(name, 0) for name in names)
+            self._metrics.cache_store[key] += now - self._counted.get(key, 0)
+            self._counted[key] = now
+        self._metrics.cache_fills = sum(isinstance(fill, Fill) for fill in cache.fills.values())
 
     def drain(self) -> None:
         """Others may have what was ours."""

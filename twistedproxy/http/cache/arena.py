@@ -25,125 +25,41 @@ How it works
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
-import struct
-import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from twistedproxy.http.cache.arena_file import open_file
 from twistedproxy.http.cache.checksum import crc32
-from twistedproxy.http.cache.geometry import (
-    BUCKET,
-    DEAD_SHIFT,
-    ENTRY_BYTES,
-    LINE_CELLS,
-    LOG,
-    OBJECTS,
-    TOUCHED_SHIFT,
-    UNFINISHED,
-    UNIT,
-    USED,
-    Geometry,
-    NotAnArena,
-)
-from twistedproxy.http.cache.segments import MAIN, PROBATION, Segments
+from twistedproxy.http.cache.geometry import BUCKET, DEAD_SHIFT, ENTRY_BYTES, LINE_CELLS, LOG, OBJECTS, TOUCHED_SHIFT, UNIT, USED, Geometry
+from twistedproxy.http.cache.places import CELLS, HEADER, KEY, MAGIC, MAX_META, TAGS, Place, Places, checksum_of
+from twistedproxy.http.cache.segments import MAIN, PROBATION, Segments, can_lock
 
-MAX_META = 64 * 1024
-KEY_BYTES = 16
+__all__ = ["Arena", "Place"]
+
 GHOST_AGE: Final = 8
 """A key is remembered until the segment it lay in was reused so many times."""
 MOST_MOVED: Final = 64
 """Entries that one put looks at to make room."""
 URGENT_BYTES: Final = 256 << 10
 
-_HEADER = struct.Struct("@IIQ16sII")
-"""Of an entry: magic, checksum, generation, key, length of meta, length of body."""
-_MAGIC: Final = 0x65727054
-_KEY = struct.Struct("@HHI8x")
-_CELLS = struct.Struct("@8Q")
-"""Native, so that each cell is loaded whole."""
-_TAGS = struct.Struct("@" + ("6xH" if sys.byteorder == "little" else "H6x") * BUCKET)
 _ROUND: Final = UNIT - 1
 _ROTATED: Final[list[list[int]]] = [[*range(start, BUCKET), *range(start)] for start in range(BUCKET)]
 
 
-class Place:
-    """Where an entry lies, and what proves that it still lies there."""
-
-    __slots__ = (
-        "body_at",
-        "body_length",
-        "cell",
-        "checksum",
-        "generation",
-        "generation_at",
-        "index",
-        "is_checked",
-        "key",
-        "meta_length",
-        "offset",
-        "touched_at",
-    )
-
-    def __init__(
-        self,
-        key: bytes,
-        index: int,
-        cell: int,
-        generation_at: int,
-        generation: int,
-        touched_at: int,
-        offset: int,
-        meta_length: int,
-        body_length: int,
-        checksum: int,
-    ) -> None:
-        self.key = key
-        self.index = index
-        """Of the cell that names it."""
-        self.cell = cell
-        """That cell's value."""
-        self.generation_at = generation_at
-        """The cell with its segment's generation."""
-        self.generation = generation
-        self.touched_at = touched_at
-        """Of the byte that says whether it was used."""
-        self.offset = offset
-        self.meta_length = meta_length
-        self.body_length = body_length
-        self.body_at = offset + ENTRY_BYTES + meta_length
-        self.checksum = checksum
-        self.is_checked = False
-        """Whether this process has compared the checksum, or made the entry itself."""
-
-
-class Arena:
-    """One process's view of the file. Exactly one per process and file, kept until the process ends."""
+class Arena(Places):
+    """One process's view of the file; one per process and file, or they would compete for segments."""
 
     def __init__(self, fd: int, memory: mmap.mmap, geometry: Geometry, note: str = "") -> None:
+        super().__init__(memory, geometry)
         self.fd = fd
         self.note = note
         """Why the file was made anew although there was one; for the log."""
-        self.geometry = geometry
         self.promoted: Callable[[Place, bytes, bytes], None] | None = None
         """Told place, meta and body of each object that moved on to the main log."""
         self.largest = geometry.largest
         """Bytes of meta and body together that `put` takes."""
-        self.corrupt = 0
-        """Entries whose checksum was wrong."""
-        self._memory = memory
-        self._cells = memoryview(memory)[: geometry.data_at].cast("Q")
-        self._first = geometry.index_at // 8
-        self._mask = geometry.buckets - 1
-        self._shift = geometry.shift
-        self._table = geometry.table_at // 8
-        self._data = geometry.data_at
-        self._touched = geometry.touched_at
-        self._dead = geometry.dead_at
-        self._count = geometry.segments
-        self._segment_bytes = geometry.segment_bytes
         self._segments = Segments(self._cells, geometry, fd)
         self._puts = 0
         self._bytes_put = 0
@@ -157,18 +73,26 @@ class Arena:
         """The arena of `size` bytes in `directory`, made if it is not there. Raises OSError: full disk, no permission."""
         fd, geometry, note = open_file(directory, size)
         try:
-            return cls(fd, mmap.mmap(fd, geometry.file_bytes), geometry, note)
+            can_lock(fd)
+            memory = mmap.mmap(fd, geometry.file_bytes)
         except BaseException:
             os.close(fd)
             raise
+        return cls(fd, memory, geometry, note)
 
     def close(self) -> None:
-        """Give up the segments and let go of the file; for tests, a worker just ends."""
+        """Give up the segments and let go of the file at once, so that nothing can be read any more."""
         self._segments.release()
         self._segments.close()
         self._cells.release()
         self._memory.close()
-        os.close(self.fd)
+        self.__del__()
+
+    def __del__(self) -> None:
+        """With the last reference the file is closed, and with it go the locks."""
+        fd, self.fd = getattr(self, "fd", -1), -1
+        if fd >= 0:
+            os.close(fd)
 
     # Segments
 
@@ -180,84 +104,6 @@ class Arena:
         """Give all segments back for good: this worker drains and stores nothing any more. It can still read."""
         self._segments.release()
 
-    # Reading
-
-    def find(self, key: bytes) -> Place | None:
-        """Where the object is. Its body may turn out to be gone or corrupt when it is read."""
-        tag, _, bucket = _KEY.unpack(key)
-        at = self._first + (bucket & self._mask) * BUCKET
-        if tag not in _TAGS.unpack_from(self._memory, at * 8):
-            return None
-        for cell in _CELLS.unpack_from(self._memory, at * 8):
-            if cell >> 48 == tag and cell:
-                place = self._place(key, at, cell)
-                if place is not None:
-                    return place
-            at += 1
-        return None
-
-    def _place(self, key: bytes, index: int, cell: int) -> Place | None:
-        """What the cell names, if that is `key` and still there."""
-        unit = cell & 0xFFFFFFFF
-        segment = unit >> self._shift
-        if segment >= self._count:
-            return None
-        generation_at = self._table + segment * LINE_CELLS
-        generation = self._cells[generation_at]
-        if (cell >> 32 ^ generation) & 0xFFFF:
-            return None
-        offset = self._data + unit * UNIT
-        magic, checksum, written_in, its_key, meta_length, body_length = _HEADER.unpack_from(self._memory, offset)
-        if its_key != key or written_in != generation or magic != _MAGIC:
-            return None
-        left = self._segment_bytes - (unit * UNIT & self._segment_bytes - 1) - ENTRY_BYTES
-        if meta_length + body_length > left or meta_length > MAX_META:
-            return None
-        touched_at = self._touched + (unit >> TOUCHED_SHIFT)
-        return Place(key, index, cell, generation_at, generation, touched_at, offset, meta_length, body_length, checksum)
-
-    def is_current(self, place: Place) -> bool:
-        """Whether the object is still there and still this one: not dropped, not replaced, not removed."""
-        cells = self._cells
-        return cells[place.index] == place.cell and cells[place.generation_at] == place.generation
-
-    def read(self, place: Place) -> tuple[bytes, bytes] | None:
-        """Meta and body; None when the entry was overwritten or is corrupt."""
-        at, body_at = place.offset + ENTRY_BYTES, place.body_at
-        memory = self._memory
-        meta, body = memory[at:body_at], memory[body_at : body_at + place.body_length]
-        if self._cells[place.generation_at] != place.generation:
-            return None
-        if not place.is_checked:
-            if _checksum(meta, body) != place.checksum:
-                self._discard(place)
-                return None
-            place.is_checked = True
-        return meta, body
-
-    def body(self, place: Place) -> bytes | None:
-        """The body alone, of a place whose meta was read before."""
-        if not place.is_checked:
-            both = self.read(place)
-            return None if both is None else both[1]
-        at = place.body_at
-        body = self._memory[at : at + place.body_length]
-        return body if self._cells[place.generation_at] == place.generation else None
-
-    def touch(self, place: Place) -> None:
-        """Note that the object was used; call it on a current place."""
-        memory = self._memory
-        if not memory[place.touched_at]:  # a page that is only read need not be written back
-            memory[place.touched_at] = 1
-
-    def _discard(self, place: Place) -> None:
-        """A checksum was wrong: nobody shall find this entry again."""
-        if self._cells[place.generation_at] != place.generation:
-            return  # not corrupt, only overwritten
-        self.corrupt += 1
-        if self._cells[place.index] == place.cell:
-            self._cells[place.index] = 0
-
     # Writing
 
     def put(self, key: bytes, meta: bytes, body: bytes) -> Place | None:
@@ -265,10 +111,10 @@ class Arena:
         meta_length, body_length = len(meta), len(body)
         if meta_length + body_length > self.largest or meta_length > MAX_META:
             return None
-        tag, _, bucket = _KEY.unpack(key)
+        tag, _, bucket = KEY.unpack(key)
         at = self._first + (bucket & self._mask) * BUCKET
-        row = _CELLS.unpack_from(self._memory, at * 8)
-        if tag in _TAGS.unpack_from(self._memory, at * 8):
+        row = CELLS.unpack_from(self._memory, at * 8)
+        if tag in TAGS.unpack_from(self._memory, at * 8):
             log, slot, others = self._known(key, tag, row, at)
         else:
             log, slot, others = PROBATION, -1, ()
@@ -339,7 +185,7 @@ class Arena:
             at = log.at
         memory, cells, generation = self._memory, self._cells, log.generation
         meta_length, body_length = len(meta), len(body)
-        _HEADER.pack_into(memory, at, _MAGIC, checksum, generation, key, meta_length, body_length)
+        HEADER.pack_into(memory, at, MAGIC, checksum, generation, key, meta_length, body_length)
         meta_at = at + ENTRY_BYTES
         body_at = meta_at + meta_length
         memory[meta_at:body_at] = meta
@@ -356,24 +202,6 @@ class Arena:
         place = Place(key, 0, (generation & 0xFFFF) << 32 | unit, line, generation, touched_at, at, meta_length, body_length, checksum)
         place.is_checked = True
         return place
-
-    def remove(self, key: bytes) -> bool:
-        """Forget an object, for all processes, whoever keeps it; whether there was one.
-
-        Its entry is marked dead before its cell is cleared, so that an owner who is moving it this very moment notices.
-        """
-        tag, _, bucket = _KEY.unpack(key)
-        at = self._first + (bucket & self._mask) * BUCKET
-        was_there = False
-        for _ in range(2):  # once more for an entry that was being moved
-            for index, cell in enumerate(_CELLS.unpack_from(self._memory, at * 8), at):
-                if cell >> 48 == tag and cell:
-                    place = self._place(key, index, cell)
-                    if place is not None:
-                        self._memory[self._dead + ((place.offset - self._data) // UNIT >> DEAD_SHIFT)] = 1
-                        self._cells[index] = 0
-                        was_there = True
-        return was_there
 
     # Replacement
 
@@ -392,9 +220,9 @@ class Arena:
             if at >= end:
                 segments.emptied()
                 continue
-            magic, checksum, generation, key, meta_length, body_length = _HEADER.unpack_from(memory, at)
+            magic, checksum, generation, key, meta_length, body_length = HEADER.unpack_from(memory, at)
             entry_bytes = ENTRY_BYTES + meta_length + body_length + _ROUND & ~_ROUND
-            if magic != _MAGIC or generation != oldest.generation or at + entry_bytes > end:
+            if magic != MAGIC or generation != oldest.generation or at + entry_bytes > end:
                 segments.emptied()  # nothing that can be read further on: the machine crashed, or somebody wrote there
                 continue
             oldest.at = at + entry_bytes
@@ -412,12 +240,12 @@ class Arena:
 
     def _move(self, log: int, key: bytes, at: int, meta_length: int, body_length: int, checksum: int, size: int) -> None:
         """Append a used entry to the main log, if it is still the one its cell names."""
-        tag, _, bucket = _KEY.unpack(key)
+        tag, _, bucket = KEY.unpack(key)
         cells = self._cells
         first = self._first + (bucket & self._mask) * BUCKET
         unit = (at - self._data) // UNIT
         index = first
-        for cell in _CELLS.unpack_from(self._memory, first * 8):
+        for cell in CELLS.unpack_from(self._memory, first * 8):
             if cell & 0xFFFFFFFF == unit and cell >> 48 == tag:
                 break
             index += 1
@@ -425,7 +253,7 @@ class Arena:
             return  # replaced or removed
         body_at = at + ENTRY_BYTES + meta_length
         meta, body = self._memory[at + ENTRY_BYTES : body_at], self._memory[body_at : body_at + body_length]
-        if log == PROBATION and _checksum(meta, body) != checksum:  # main's entries were checked on their way in
+        if log == PROBATION and checksum_of(meta, body) != checksum:  # main's entries were checked on their way in
             self.corrupt += 1
             cells[index] = 0
             return
@@ -459,51 +287,3 @@ class Arena:
             "segments": self._segments.owned,
             "used_bytes": self._segments.used_bytes(),
         }
-
-
-def _checksum(meta: bytes, body: bytes) -> int:
-    """Begins with the length of meta, so that the border between the two is protected as well."""
-    return crc32(body, crc32(meta, len(meta)))
-
-
-def open_file(directory: str, size: int) -> tuple[int, Geometry, str]:
-    """Open the file for `size`, or make it. Returns the descriptor, the geometry, and why one that was there was not used."""
-    geometry = Geometry.of(size)
-    path = os.path.join(directory, geometry.name)
-    lock = os.open(os.path.join(directory, "memory.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        note = ""
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            pass
-        else:
-            try:
-                geometry.check(fd)
-            except NotAnArena as e:
-                os.close(fd)
-                os.unlink(path)  # who still maps it keeps it
-                note = f"{path} is made anew: {e}"
-            except BaseException:
-                os.close(fd)
-                raise
-            else:
-                return fd, geometry, ""
-        return _create(path, geometry), geometry, note
-    finally:
-        os.close(lock)
-
-
-def _create(path: str, geometry: Geometry) -> int:
-    unfinished = path + UNFINISHED
-    fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.posix_fallocate(fd, 0, geometry.file_bytes)  # never sparse: a full disk is an error here, not SIGBUS later
-        os.pwrite(fd, geometry.header(), 0)
-        os.rename(unfinished, path)
-    except BaseException:
-        os.close(fd)
-        os.unlink(unfinished)
-        raise
-    return fd

@@ -11,61 +11,44 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from typing import Any
 
 from twistedproxy.clock import Wheel
 from twistedproxy.config.model import Cache as CacheSpec
 from twistedproxy.config.model import RouteCache, Site
-from twistedproxy.http import forwarding
 from twistedproxy.http.acting import act
 from twistedproxy.http.cache import freshen, keys, policy
-from twistedproxy.http.cache.caching import CachingExchange, parse_kept
-from twistedproxy.http.cache.entries import Entry, VariantList, decoded
-from twistedproxy.http.cache.fills import Fill
+from twistedproxy.http.cache.caching import CachingExchange
+from twistedproxy.http.cache.entries import MAX_URL, Entry, VariantList, decoded
+from twistedproxy.http.cache.files import MAX_META
+from twistedproxy.http.cache.fills import Fill, FillState
 from twistedproxy.http.cache.kept import Kept
 from twistedproxy.http.cache.neighbours import Neighbours, RemoteFill
 from twistedproxy.http.cache.purges import KEPT_S, Purge, Purges, Verdict
-from twistedproxy.http.cache.status import hit
+from twistedproxy.http.cache.ready import is_given_at_once
 from twistedproxy.http.cache.stored import CorruptEntry, Flag, Stored
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import Exchange
 from twistedproxy.http.messages import Kind, RequestHead, ResponseHead
 from twistedproxy.http.routes import Decision
 
-NOT_PLAIN = Kind.CONDITIONS | Kind.HOP_BY_HOP
-"""What a request must not have to get the answer that lies ready."""
-MOST_READY = 4096
-"""Of one route."""
+NOT_KEPT = (b"age", b"cache-status")
+"""Fields of one moment, in the head of a form that is kept."""
 PASSED_ON_FOR_S = 30.0
 """How long after an answer that may not be kept requests for the same key go to the server without waiting for one another."""
+PASSED_ON_AFTER_ERROR_S = 1.0
+"""The same after an error, which one bad request can provoke (CA-06)."""
 MOST_PASSED_ON = 10_000
+
+
+def _coded_key(entry: Entry, coding: str) -> bytes:
+    """Of this very answer: a later one under the same key has forms of its own."""
+    return blake2b(b"%b %b %.6f" % (entry.key, coding.encode(), entry.stored.stored_at), digest_size=keys.DIGEST_SIZE).digest()
 
 
 def _scope(site: str, path: str, pool: str) -> bytes:
     return f"{site} {path} {pool}".encode()
-
-
-class Ready:
-    """A kept answer as it goes out: its head is written once a second."""
-
-    __slots__ = ("counted", "fresh_until", "head", "place", "purges_seen", "second", "status", "stored")
-
-    def __init__(self, entry: Entry, counted: tuple[str, str]) -> None:
-        stored = entry.stored
-        self.place = entry.copy.place
-        self.stored = stored
-        self.status = stored.status
-        self.fresh_until = stored.fresh_until
-        self.purges_seen = entry.purges_seen
-        self.counted = counted
-        self.second = -1
-        self.head = b""
-
-    def render(self, now: float, second: int) -> None:
-        stored = self.stored
-        data = stored.head(now, extra=hit(stored.fresh_until - now))
-        self.head = forwarding.response(parse_kept(data), stored.body_length, False, True)
-        self.second = second
 
 
 class Cache:
@@ -84,7 +67,7 @@ class Cache:
         """By the key they fill."""
         self.purges = Purges()
         self.neighbours = neighbours
-        self._counts = counts
+        self.counts = counts
         """(site, result): requests."""
         self._settings: dict[RouteCache, policy.Settings] = {}
         self._scopes: dict[str, tuple[bytes, ...]] = {}
@@ -103,46 +86,12 @@ class Cache:
         actions = decision.actions
         if actions is None or actions.cache is None:
             return act(exchange, decision)
-        if actions.kept is not None and self._is_given_at_once(exchange, actions.kept):
+        if actions.kept is not None and is_given_at_once(self, exchange, actions.kept):
             return None
         exchange.__class__ = CachingExchange
         assert isinstance(exchange, CachingExchange)
         exchange.cache = self
         return exchange.begin(decision)
-
-    def _is_given_at_once(self, exchange: Exchange, ready: dict[tuple[bytes, bytes], Ready]) -> bool:
-        """The way of nearly all hits: a plain GET for an answer that lies ready in memory."""
-        head = exchange.head
-        found = ready.get((head.authority, head.target))
-        if found is None or head.kinds & NOT_PLAIN or exchange.method != b"GET" or not exchange.keep_alive or not head.minor:
-            return False
-        if exchange.connection.client.is_trusted:  # who may say more about the URL than the request line does
-            return False
-        now = self.now()
-        if now >= found.fresh_until or self.purges.count != found.purges_seen or head.body_length or exchange.front.is_draining:
-            return False
-        arena, place = self.store.arena, found.place
-        body = arena.body(place) if arena is not None and arena.is_current(place) else None
-        if body is None:
-            del ready[(head.authority, head.target)]
-            return False
-        arena.touch(place)
-        second = int(now)
-        if found.second != second:
-            found.render(now, second)
-        exchange.give(found.head + body, found.status, len(body))
-        self._counts[found.counted] += 1
-        return True
-
-    def make_ready(self, exchange: Any, entry: Entry) -> None:
-        """`entry` was given to `exchange`: let the next who ask the same way have it at once, if their route does nothing else."""
-        ready, head, stored = exchange.actions.kept, exchange.head, entry.stored
-        is_plain = not head.kinds & NOT_PLAIN and not stored.vary and entry.copy.reader is None
-        if ready is None or not is_plain or stored.status in (204, 304) or entry.purges_seen != self.purges.count:
-            return
-        if len(ready) >= MOST_READY:
-            ready.clear()
-        ready[(head.authority, head.target)] = Ready(entry, (exchange.site, "hit"))
 
     def settings_of(self, spec: RouteCache | None) -> policy.Settings:
         assert spec is not None
@@ -184,7 +133,9 @@ class Cache:
         if value is None:
             try:
                 value = decoded(key, copy.meta, copy)
-            except CorruptEntry:
+                if isinstance(value, Entry):  # the meta of a file was written before the end of a body in chunks
+                    value.stored = value.stored.with_length(copy.length)
+            except (CorruptEntry, ValueError):
                 self.store.remove(key)
                 return None
             copy.value = value
@@ -259,6 +210,15 @@ class Cache:
         if self.neighbours is not None and isinstance(fill, Fill):
             self.neighbours.release(fill)
 
+    def prefer(self, fill: Fill | RemoteFill) -> None:
+        """`fill` has its answer: whoever gave it up, and waits for one that was begun later, may have this one."""
+        rival = self.fills.get(fill.key)
+        if rival is None or rival is fill or rival.state is not FillState.ASKING:
+            return
+        if fill.state is FillState.KEEPING:
+            self.fills[fill.key] = fill
+        rival.yield_to()
+
     def distrust(self, key: bytes) -> None:
         """The worker that has claimed `key` says nothing: for a while its claim does not count."""
         if len(self._distrusted) >= MOST_PASSED_ON:
@@ -273,14 +233,21 @@ class Cache:
         stored = policy.store(fill.request, head, freshness, now, names) if names is not None else None
         if stored is None or names is None:
             return None
-        key = keys.variant(fill.primary, names, stored.selecting)
-        if key != fill.key and names:
+        entry = Entry(keys.variant(fill.primary, names, stored.selecting), stored, fill.url, fill.asked_at)
+        if len(entry.url) > MAX_URL or len(entry.to_meta()) > MAX_META:
+            return None
+        self.chose(fill, entry)
+        return entry
+
+    def chose(self, fill: Fill | RemoteFill, entry: Entry) -> None:
+        """What `fill` brings is `entry`, which may be one variant of several."""
+        names = entry.stored.vary
+        if entry.key != fill.key and names:
             self._varying[fill.primary] = names
             if self.fills.get(fill.key) is fill:
                 del self.fills[fill.key]
-            fill.key = key
-            self.fills.setdefault(key, fill)
-        return Entry(key, stored, fill.url, fill.asked_at)
+            fill.key = entry.key
+            self.fills.setdefault(fill.key, fill)
 
     def keep(self, fill: Fill, entry: Entry, body: bytes) -> None:
         """All of a small answer is there."""
@@ -306,18 +273,41 @@ class Cache:
         if copy is not None:
             copy.value = VariantList(variants, copy)
 
-    def renewed(self, entry: Entry, stored: Stored, asked_at: float) -> Entry:
+    def is_kept_whole(self, entry: Entry, size: int) -> bool:
+        """The file of a large answer is complete with `size` bytes: is that what the server announced?"""
+        try:
+            entry.stored = entry.stored.with_length(size)
+        except ValueError:
+            self.store.remove(entry.key)
+            return False
+        return True
+
+    def renewed(self, entry: Entry, stored: Stored, asked_at: float, keeps: bool = True) -> Entry:
         """The server said that `entry` still holds: what is kept of it from now on is `stored`."""
         renewed = Entry(entry.key, stored, entry.url, asked_at, entry.copy)
         if stored.flags & Flag.DROP:
             self.store.remove(entry.key)
-            return renewed
-        body = self.body(entry)
-        copy = self.store.put(entry.key, renewed.to_meta(), body) if body is not None else None
-        if copy is not None:
-            renewed.copy = copy
-        renewed.copy.value = renewed
+        elif keeps:
+            renewed.copy = self.store.renew(entry.copy, renewed.to_meta()) or entry.copy
+            renewed.copy.value = renewed
         return renewed
+
+    # Compressed forms of what is kept
+
+    def coded(self, entry: Entry, coding: str) -> tuple[Stored, bytes] | None:
+        """The form of `entry` in `coding`, with its body, if it was made before."""
+        found = self._get(_coded_key(entry, coding))
+        body = self.body(found) if isinstance(found, Entry) else None
+        return None if body is None or not isinstance(found, Entry) else (found.stored, body)
+
+    def keep_coded(self, entry: Entry, coding: str, head: ResponseHead, body: bytes) -> tuple[Stored, bytes]:
+        """Keep `entry`'s form in `coding`; `head` is the one that fits its `body`."""
+        stored = entry.stored.in_form(head.write_h1(b"", Kind.CONTENT_LENGTH, NOT_KEPT, b""), head.get(b"etag"), len(body))
+        form = Entry(_coded_key(entry, coding), stored, entry.url, entry.asked_at)
+        form.copy = self.store.put(form.key, form.to_meta(), body)
+        if form.copy is not None:
+            form.copy.value = form
+        return stored, body
 
     # What must not be kept
 
@@ -334,12 +324,13 @@ class Cache:
     def passes_on(self, fill: Fill) -> None:
         """`fill`'s answer may not be kept: for a while nobody need wait for another's."""
         if fill.refused is None or not fill.refused.is_of_request:
-            self.believe_passed_on(fill.key)
+            is_error = fill.head is not None and fill.head.status >= 400
+            self.believe_passed_on(fill.key, PASSED_ON_AFTER_ERROR_S if is_error else PASSED_ON_FOR_S)
 
-    def believe_passed_on(self, key: bytes) -> None:
+    def believe_passed_on(self, key: bytes, for_s: float = PASSED_ON_FOR_S) -> None:
         if len(self._passed_on) >= MOST_PASSED_ON:
             self._passed_on.clear()
-        self._passed_on[key] = self.seconds() + PASSED_ON_FOR_S
+        self._passed_on[key] = self.seconds() + for_s
 
     def give_up(self, fill: Fill | RemoteFill) -> None:
         """Nobody waits for this fill any longer: the next request begins another."""
@@ -357,6 +348,8 @@ class Cache:
         for scope in self._scopes.get(exchange.site, ()):
             for key in freshen.invalidates(exchange.method, head, scheme, asked.authority, asked.path, asked.query, scope + said):
                 self.forget(key)
+                if self.neighbours is not None:
+                    self.neighbours.forget(key)
 
     # Purges
 
@@ -366,4 +359,4 @@ class Cache:
         self.purges.forget_before(self.now() - KEPT_S)
 
     def count(self, site: str, result: str) -> None:
-        self._counts[(site, result)] += 1
+        self.counts[(site, result)] += 1

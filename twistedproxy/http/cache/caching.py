@@ -19,32 +19,29 @@ from collections import deque
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from twistedproxy.errors import BrokenCopy, OnlyIfCached, ProxyError
-from twistedproxy.http.acting import ActingExchange
+from twistedproxy.errors import OnlyIfCached, ProxyError
 from twistedproxy.http.cache import conditional, freshen, keys, policy, ranges
 from twistedproxy.http.cache.entries import Entry, url_of
-from twistedproxy.http.cache.fills import PIECE, Fill, FillState
-from twistedproxy.http.cache.kept import Kept
+from twistedproxy.http.cache.fills import Fill, FillState
 from twistedproxy.http.cache.neighbours import RemoteFill
+from twistedproxy.http.cache.ready import make_ready, parse_kept
+from twistedproxy.http.cache.sending import SendingExchange
 from twistedproxy.http.cache.status import Forwarded, forwarded, hit
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import State
-from twistedproxy.http.head import RESPONSE_LIMITS, parse_response
 from twistedproxy.http.messages import CHUNKED, NO_BODY, Kind, LocalResponse, RequestHead, ResponseHead
 from twistedproxy.http.middleware.chain import EditedHead, Edits
+from twistedproxy.http.middleware.compression import Plan, as_planned
 from twistedproxy.http.routes import Decision
-from twistedproxy.net.sendfile import FileSend
 
 if TYPE_CHECKING:
     from twistedproxy.http.cache.cache import Cache
 
-SEND_FROM = 32 * 1024
-"""Bytes of a file from which sending them inside the kernel pays."""
 PATIENCE_S = 5.0
 """How long a follower waits for a head that another's request is to bring."""
 
 
-class CachingExchange(ActingExchange):
+class CachingExchange(SendingExchange):
     """An exchange on a route with a cache."""
 
     cache: Cache
@@ -52,27 +49,18 @@ class CachingExchange(ActingExchange):
     url = b""
     key: bytes | None = None
     """What is filled or was found; None: this request does not use the cache."""
-    position = 0
-    """How much of the body went to the client; of parts: where in the whole the next byte is."""
     primary = b""
     _why: Forwarded | None = None
     """Why a server is asked."""
     _detail = ""
-    _result = "miss"
-    """What the request is counted as."""
+    _result = ""
+    """What the request is counted as; "": the cache had nothing to do with it."""
     _fill: Fill | RemoteFill | None = None
     _leads = False
     """The fill is this request's."""
-    _is_waiting = False
+    _is_following = False
+    """It waits for the fill's head."""
     _was_released = 0
-    _source: Any = None
-    """Where the rest of the body is read: a fill or a file."""
-    _end: int | None = None
-    """Where in it this answer ends; None: where it does."""
-    _parts: deque[ranges.Part]
-    _after = b""
-    _is_paused = False
-    _sending: FileSend | None = None
 
     # ROUTE
 
@@ -140,6 +128,8 @@ class CachingExchange(ActingExchange):
         if fill is None:
             fill = cache.fill(key, self, stale)
             self._leads = isinstance(fill, Fill)
+            if self._leads and self._shadow is not None:
+                self._shadow.complete()
         if not fill.attach(self):
             return self._goes_past(Forwarded.VARY_MISS)
         self._fill = fill
@@ -156,30 +146,34 @@ class CachingExchange(ActingExchange):
     def _wait(self, decision: Decision[Destination]) -> None:
         """Until the fill says more: a leader as long as any request, others not longer than `PATIENCE_S`."""
         self.state = State.QUEUED
-        self._is_waiting = True
-        connection = self.connection
-        connection.response_deadline = deadline = self.started + decision.destination.timeouts.request_s
-        now = self.front.seconds()
-        connection.await_response(deadline if self._leads else min(deadline, now + PATIENCE_S))
-        connection.response_deadline = deadline
+        self._is_following = True
+        deadline = self.started + decision.destination.timeouts.request_s
+        self.connection.await_response(deadline if self._leads else min(deadline, self.front.seconds() + PATIENCE_S))
 
     def deadline_passed(self) -> None:
-        """Time is up; a follower's patience with another's request is shorter, and it may still ask for itself."""
-        connection = self.connection
-        if self._is_waiting and not self._leads and self.front.seconds() < connection.response_deadline:
-            fill = self._fill
-            self._leave_fill()
-            if fill is not None:
-                self.cache.give_up(fill)
-            self._go_alone("impatient")
-        else:
+        """Time is up; a follower's patience with another's request is shorter: then one of them asks again, for all of them."""
+        fill, decision = self._fill, self.decision
+        if fill is None or decision is None or not self._is_following:
             super().deadline_passed()
+        elif self._leads and isinstance(fill, Fill):
+            fill.fetch.deadline_passed()  # so that all are told, and get the copy that was there if they may
+        elif self.front.seconds() >= self.started + decision.destination.timeouts.request_s:
+            super().deadline_passed()
+        else:
+            self._leave_fill()
+            self.cache.give_up(fill)
+            self._look_again(decision)
+
+    def _look_again(self, decision: Decision[Destination]) -> None:
+        self._is_following = self._leads = False
+        if not self._look(decision):
+            self._go_alone(self._detail)
 
     def _go_alone(self, detail: str) -> None:
         """Ask the server for this client only, or for everybody if nobody does."""
         decision = self.decision
         assert decision is not None
-        self._is_waiting = False
+        self._is_following = False
         connection = self.connection
         if connection.is_gone:
             return
@@ -192,10 +186,8 @@ class CachingExchange(ActingExchange):
     def fill_began(self, fill: Fill | RemoteFill) -> None:
         self._stop_waiting()
         now = self.cache.now()
-        entry, fetch = fill.entry, fill.fetch
-        if self._leads:
-            self.served_from = fetch.server_address
-            self.attempts = fetch.attempts
+        entry = fill.entry
+        self._note_server()
         self._result = "miss" if self._leads else "collapsed"
         why = self._why or Forwarded.URI_MISS
         is_collapsed = not self._leads
@@ -207,7 +199,8 @@ class CachingExchange(ActingExchange):
         else:
             stored = entry.stored
             ttl = stored.fresh_until - now
-            line = forwarded(why, status=stored.status, stored=True, collapsed=is_collapsed, ttl_s=ttl)
+            is_stored = fill.state is not FillState.PASSING
+            line = forwarded(why, status=stored.status, stored=is_stored, collapsed=is_collapsed, ttl_s=ttl)
             if fill.length >= 0 and self._is_answered_with_less(entry, now, line):
                 return
         if self._leads and fill.head is not None:
@@ -223,7 +216,7 @@ class CachingExchange(ActingExchange):
 
     def hear_interim(self, head: ResponseHead) -> None:
         """A 1xx came on the way to the answer that this request asked for."""
-        if self._is_waiting:
+        if self._is_following:
             self.interim(head)
 
     def fill_grew(self, data: bytes) -> None:
@@ -241,30 +234,32 @@ class CachingExchange(ActingExchange):
 
     def fill_renewed(self, entry: Entry) -> None:
         """The copy that was there may be given: it holds, or the server failed."""
+        self._note_server()
         self._stop_waiting()
         self._leave_fill()
         is_fresh = self.cache.now() < entry.stored.fresh_until
         self._serve(entry, "revalidated" if is_fresh else "stale")
 
     def fill_failed(self, error: ProxyError) -> None:
+        self._note_server()
+        self._stop_waiting()
+        self.fail(error)
+
+    def _note_server(self) -> None:
+        """Who was asked for this request, for log and counters: of all who follow a fill only its leader caused that."""
         if self._leads and self._fill is not None:
             self.served_from = self._fill.fetch.server_address
             self.attempts = self._fill.fetch.attempts
-        self._stop_waiting()
-        self.fail(error)
 
     def fill_released(self) -> None:
         """The answer is another's: look again, and after that ask for ourselves."""
         self._fill = None
         self._was_released += 1
-        decision = self.decision
-        assert decision is not None
-        self._is_waiting = False
-        if not self._look(decision):
-            self._go_alone(self._detail)
+        assert self.decision is not None
+        self._look_again(self.decision)
 
     def _stop_waiting(self) -> None:
-        self._is_waiting = False
+        self._is_following = False
         self.connection.stop_waiting()
 
     def _leave_fill(self) -> None:
@@ -274,16 +269,26 @@ class CachingExchange(ActingExchange):
 
     # RESPOND
 
+    @property
+    def server(self) -> str:
+        """Also when another exchange asked it for this one."""
+        return super().server or self.served_from
+
+    def _inside(self) -> tuple[bytes, ...]:
+        """What a kept answer came from may be any server of the pool."""
+        if self._lease is not None:
+            return super()._inside()
+        host, decision = self.actions.host, self.decision
+        assert decision is not None
+        servers = [server.address.lower().encode() for server in decision.destination.pool.servers]
+        return (host.render(self).lower() if host is not None else self.head.authority.lower(), *servers)
+
     def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
         """A server's own answer to this request."""
         self.cache.invalidate(self, head)
         if self._why is not None:
             head = marked(head, forwarded(self._why, status=head.status, detail=self._detail), self)
         super().respond(head, length, body, is_done)
-
-    def _give(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
-        """An answer from the cache, or from a fill: on its way like any server's."""
-        ActingExchange.respond(self, head, length, body, is_done)
 
     def _try_for_better(self, status: int) -> bool:
         return self._lease is not None and super()._try_for_better(status)
@@ -302,18 +307,38 @@ class CachingExchange(ActingExchange):
             return
         body = cache.body(entry)
         if body is not None:
+            if self.actions.compression is not None and self._is_given_coded(entry, body, now, line):
+                return
             if result == "hit":
-                cache.make_ready(self, entry)
+                make_ready(cache, self, entry)
             self._give(parse_kept(stored.head(now, extra=line)), len(body), body, True)
             return
         reader = cache.reader(entry)
-        if reader is None:  # it was there a moment ago: evicted, or found to be broken
+        if reader is None or (stored.body_length and reader.read(0, 1) is None):  # evicted since, or found to be broken
             self._is_lost(entry)
             return
         self._source = reader
         self._end = stored.body_length
         self._give(parse_kept(stored.head(now, extra=line)), stored.body_length, b"", stored.body_length == 0)
         self._pump()
+
+    def _is_given_coded(self, entry: Entry, body: bytes, now: float, line: bytes) -> bool:
+        """Compressed answers are kept too: made once, for the first client that gets one from the cache."""
+        compression, stored = self.actions.compression, entry.stored
+        assert compression is not None
+        head = parse_kept(stored.head(now, extra=line))
+        coding = compression.coding_for(self.head, head, len(body))
+        if not coding:
+            return False
+        given = self.cache.coded(entry, coding)
+        if given is None:
+            out = compression.coded(coding, body, self.effort)
+            if out is None:
+                return False
+            given = self.cache.keep_coded(entry, coding, as_planned(Plan("", coding), head), out)
+        coded, out = given
+        self._give(parse_kept(coded.head(now, extra=line)), len(out), out, True)
+        return True
 
     def _is_lost(self, entry: Entry) -> None:
         decision = self.decision
@@ -336,7 +361,7 @@ class CachingExchange(ActingExchange):
             wanted = ranges.wanted(stored, head)
             if wanted is ranges.Answer.UNSATISFIABLE:
                 self._give(parse_kept(ranges.unsatisfiable_head(stored, line)), NO_BODY, b"", True)
-            elif isinstance(wanted, tuple):
+            elif isinstance(wanted, tuple) and (self._source is None or len(wanted) == 1):  # what is on its way goes only forward
                 self._give_parts(entry, ranges.partial(stored, wanted, now, token_hex(12).encode(), line))
             else:
                 return False
@@ -349,88 +374,15 @@ class CachingExchange(ActingExchange):
             self._give(parse_kept(partial.head), partial.body_length, b"".join(pieces) + partial.after, True)
             return
         if self._source is None:
-            self._source = self.cache.reader(entry)
-            if self._source is None:
+            reader = self.cache.reader(entry)
+            if reader is None or reader.read(partial.parts[0].first, 1) is None:
                 self._is_lost(entry)
                 return
+            self._source = reader
         self._parts = deque(partial.parts)
         self._after = partial.after
         before = self._next_part()
         self._give(parse_kept(partial.head), partial.body_length, before, False)
-        self._pump()
-
-    def _next_part(self) -> bytes:
-        part = self._parts.popleft()
-        self.position = part.first
-        self._end = part.first + part.length
-        return part.before
-
-    # The rest of a body, as fast as the client takes it
-
-    def _pump(self) -> None:
-        source = self._source
-        if self._is_sent_by_kernel(source):
-            return
-        while self.state is State.RESPONDING and source is not None and not self._is_paused:
-            data, is_done = self._next_piece(source)
-            if not data and not is_done:
-                return
-            super().response_data(data, is_done)
-
-    def _is_sent_by_kernel(self, source: Any) -> bool:
-        """A long rest of a file that nobody needs to look at goes from the file to the socket; True while it does."""
-        if self._sending is not None:
-            return True
-        end, transport = self._end, self.connection.transport
-        if not isinstance(source, Kept) or end is None or self._has_parts or self._after or end - self.position < SEND_FROM:
-            return False
-        if self.state is not State.RESPONDING or not transport.is_plain or self._response_length < 0 or self.transform is not None:
-            return False
-        self._sending = source.send(transport, self.position, end - self.position, self._kernel_sent, self._kernel_done)
-        return True
-
-    def _kernel_sent(self, count: int) -> None:
-        self.position += count
-        self.bytes_sent += count
-        self.front.counts.bytes_out += count
-
-    def _kernel_done(self, is_whole: bool) -> None:
-        self._sending = None
-        if is_whole:
-            self._finish()
-        else:
-            self.fail(BrokenCopy("what is kept of the answer is damaged"))
-
-    def _next_piece(self, source: Any) -> tuple[bytes, bool]:
-        end = self._end
-        most = PIECE if end is None else min(PIECE, end - self.position)
-        data: bytes | None = source.read(self.position, most) if most else b""
-        if data is None:
-            self.fail(BrokenCopy("what is kept of the answer is damaged"))
-            return b"", False
-        self.position += len(data)
-        fill = self._fill
-        if fill is not None:
-            fill.progressed()
-        if end is None:
-            return data, fill is not None and fill.is_complete and self.position == fill.size
-        if self.position < end:
-            return data, False
-        if self._has_parts:
-            return data + self._next_part(), False
-        return data + self._after, True
-
-    @property
-    def _has_parts(self) -> bool:
-        return bool(self.__dict__.get("_parts"))
-
-    def pause_response(self) -> None:
-        self._is_paused = True
-        super().pause_response()
-
-    def resume_response(self) -> None:
-        self._is_paused = False
-        super().resume_response()
         self._pump()
 
     # FINISH
@@ -442,19 +394,9 @@ class CachingExchange(ActingExchange):
         if self.state is State.DONE:
             return
         super()._finish(now)
-        self.cache.count(self.site, self._result)
+        if self._result:
+            self.cache.count(self.site, self._result)
         self._leave_fill()
-        self._source = None
-        sending, self._sending = self._sending, None
-        if sending is not None:
-            sending.cancel()
-
-
-def parse_kept(data: bytes) -> ResponseHead:
-    """A head made here, in the form servers' heads have."""
-    head: ResponseHead | None = parse_response(data, RESPONSE_LIMITS)
-    assert head is not None
-    return head
 
 
 def marked(head: ResponseHead, line: bytes, exchange: Any) -> ResponseHead:

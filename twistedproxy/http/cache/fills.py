@@ -17,17 +17,15 @@ How it works
 from __future__ import annotations
 
 import enum
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from twistedproxy.clock import Timed
-from twistedproxy.errors import ProxyError, ResponseTimeout
-from twistedproxy.http.acting import ActingExchange
+from twistedproxy.errors import ProxyError
 from twistedproxy.http.cache import freshen, policy
 from twistedproxy.http.cache.entries import Entry
+from twistedproxy.http.cache.fetch import Fetch
 from twistedproxy.http.cache.stored import Flag
-from twistedproxy.http.exchange import Exchange, State
 from twistedproxy.http.messages import RequestHead, ResponseHead
-from twistedproxy.http.middleware.chain import EditedHead, Edits
 from twistedproxy.net.transport import HIGH_WATER, LOW_WATER
 
 if TYPE_CHECKING:
@@ -102,6 +100,8 @@ class Fill:
         """Bytes of the body that have come."""
         self.is_forgotten = False
         """What it fills was invalidated meanwhile: it is not kept."""
+        self.claimed_key = b""
+        """Under which other workers find it; b"": they do not."""
         self.followers: dict[Any, None] = {}
         self.refused: policy.Refused | None = None
         """Why the answer is not kept."""
@@ -113,6 +113,9 @@ class Fill:
         self._writer: Any = None
         self._file: Any = None
         """Reads what the writer wrote, also after it is done."""
+        self._in_file = 0
+        """When the file was given up: so much of the body is in it, and what came after in memory."""
+        self._was_followed = False
         self._is_held = False
         """The server is not read, since followers are behind."""
         self.fetch = Fetch(self, leader)
@@ -131,20 +134,23 @@ class Fill:
         if self.entry is not None and not follower.chooses(self.entry):
             return False
         self.followers[follower] = None
+        self._was_followed = True
         return True
 
     def detach(self, follower: Any) -> None:
         """A follower has all it wanted, or its client is gone."""
         self.followers.pop(follower, None)
-        if self.state is FillState.PASSING:
-            if self.followers:
-                self._mind_window()
-            else:
-                self._end(FillState.FAILED)
-                self.fetch.abandon()
-        elif not self.followers and self.state is FillState.KEEPING and not self._is_worth_finishing():
-            self._end(FillState.FAILED)
-            self.fetch.abandon()
+        if self.followers:
+            self.progressed()
+        elif self.state is FillState.PASSING or (self.state is FillState.KEEPING and not self._is_worth_finishing()):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody wants it."""
+        if self._writer is not None:
+            self._writer.abort()
+        self._end(FillState.FAILED)
+        self.fetch.abandon()
 
     def _is_worth_finishing(self) -> bool:
         left = self.length - self.size
@@ -152,11 +158,13 @@ class Fill:
 
     def read(self, position: int, most: int = PIECE) -> bytes:
         """What there is of the body from `position` on, at most so many bytes."""
-        if self._file is not None:
+        if self._file is not None and not self._in_file:
             data: bytes = self._file.read(position, min(most, self.size - position))
             return data
+        if position < self._in_file:  # of a file that has no name any more
+            return os.pread(self._file.fd, min(most, self._in_file - position), self._file.body_offset + position)
         at = position - self._base
-        return bytes(self._memory[at : at + most])
+        return bytes(self._memory[at : at + most]) if at >= 0 else b""
 
     @property
     def is_complete(self) -> bool:
@@ -207,6 +215,18 @@ class Fill:
             self._whole()
         for follower in self._all():
             follower.fill_began(self)
+        if self.state is FillState.KEEPING and self._was_followed and not self.followers and not self._is_worth_finishing():
+            self._give_up()
+        elif self.state is FillState.KEEPING or self.state is FillState.DONE:
+            self.cache.prefer(self)
+
+    def yield_to(self) -> None:
+        """Another fill of the same key, begun before this one, has its answer first."""
+        for follower in self._all():
+            self.followers.pop(follower, None)
+            follower.fill_released()
+        if self.is_open and not self.followers:
+            self._give_up()
 
     def _renew(self, head: ResponseHead, stale: Entry, now: float) -> None:
         stored = freshen.refreshed(stale.stored, self.request, head, self.settings, self.asked_at, now)
@@ -216,7 +236,7 @@ class Fill:
             before.abandon()
             self.begin(before.destination)
             return
-        entry = self.cache.renewed(stale, stored, self.asked_at)
+        entry = self.cache.renewed(stale, stored, self.asked_at, keeps=not self.is_forgotten)
         self._end(FillState.DONE)
         for follower in self._all():
             if stored.flags & Flag.DROP and follower is not self.fetch.leader:
@@ -245,12 +265,11 @@ class Fill:
 
     def data(self, data: bytes) -> None:
         """More of the body."""
-        if data:
+        if data and self.is_open:
             self._take(data)
             for follower in self._all():
                 follower.fill_grew(data)
-            if self.state is FillState.PASSING:
-                self._mind_window()
+            self.progressed()
 
     def _take(self, data: bytes) -> None:
         size = self.size + len(data)
@@ -268,6 +287,8 @@ class Fill:
 
     def ended(self) -> None:
         """All of the answer is there."""
+        if not self.is_open:
+            return
         self._whole()
         for follower in self._all():
             follower.fill_ended()
@@ -294,6 +315,10 @@ class Fill:
 
     def _spill(self) -> None:
         """The body goes on in the file it will be kept in; without one it is passed on only."""
+        if not self._goes_to_file():
+            self._stop_keeping()
+
+    def _goes_to_file(self) -> bool:
         assert self.entry is not None
         store = self.cache.store
         writer = store.writer(self.entry.key, self.entry.to_meta())
@@ -301,10 +326,10 @@ class Fill:
         if reader is None:
             if writer is not None:
                 writer.abort()
-            self._stop_keeping()
-            return
+            return False
         self._writer, self._file = writer, reader
         self._memory.clear()
+        return True
 
     @property
     def path(self) -> str:
@@ -312,23 +337,14 @@ class Fill:
         return self._writer.path if self._writer is not None else ""
 
     def share(self) -> bool:
-        """Let other workers read along; False when that cannot be."""
-        if self._writer is None and self.state is FillState.KEEPING:
-            self._spill()
-        return self._writer is not None
+        """Let other workers read along; False when that cannot be, and they wait until it is whole."""
+        return self._writer is not None or (self.state is FillState.KEEPING and self._goes_to_file())
 
     def _stop_keeping(self) -> None:
         """It is too large, or the disk takes no more: followers that are behind read what there is, the rest comes at their pace."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            lowest = min([follower.position for follower in self.followers], default=self.size)
-            self._base = lowest
-            while len(self._memory) < self.size - lowest:
-                piece = self._file.read(lowest + len(self._memory), PIECE)
-                if not piece:
-                    break
-                self._memory += piece
-            self._file = None
+            self._base = self._in_file = self.size  # what was written can be read for as long as the file is open
             writer.abort()
         self._move(FillState.PASSING)
         self.cache.passes_on(self)
@@ -341,13 +357,13 @@ class Fill:
                 writer.abort()
         elif writer is None:
             self.cache.keep(self, entry, bytes(self._memory))
-        elif writer.finish():
+        elif writer.finish() and self.cache.is_kept_whole(entry, self.size):
             self.cache.kept(self, entry)
 
     def _mind_window(self) -> None:
         """PASSING: forget what all followers have, and do not read the server while one is far behind."""
-        lowest = min([follower.position for follower in self.followers], default=self.size)
-        if lowest - self._base >= LOW_WATER or lowest == self.size:
+        lowest = min(self.size, min([follower.position for follower in self.followers], default=self.size))
+        if lowest > self._base and (lowest - self._base >= LOW_WATER or lowest == self.size):
             del self._memory[: lowest - self._base]
             self._base = lowest
         waiting = self.size - lowest
@@ -375,136 +391,3 @@ class Fill:
     def _end(self, state: FillState) -> None:
         self._move(state)
         self.cache.fill_over(self)
-
-
-class NoClient(Timed):
-    """Where an exchange without a client finds what it asks a client's connection for."""
-
-    __slots__ = ("client", "client_port", "exchange", "front", "is_gone", "local", "response_deadline", "transport")
-
-    def __init__(self, connection: Any) -> None:
-        super().__init__()
-        self.front = connection.front
-        self.client = connection.client
-        self.client_port = connection.client_port
-        self.local = connection.local
-        self.transport = self
-        self.is_gone = False
-        self.response_deadline = 0.0
-        self.exchange: Any = None
-
-    is_plain = False
-
-    def await_response(self, deadline: float) -> None:
-        self.response_deadline = deadline
-        self.front.wheel.arm(self, deadline)
-
-    def stop_waiting(self) -> None:
-        self.front.wheel.disarm(self)
-
-    def deadline_passed(self, now: float) -> None:
-        self.exchange.fail(ResponseTimeout("no response within the request time-out"))
-
-    def exchange_done(self, exchange: Any, now: float) -> None:
-        self.front.wheel.disarm(self)
-        self.exchange = None
-
-    def resume_reading(self) -> None:
-        """There is no request body."""
-
-    def pause_reading(self) -> None:
-        """As above."""
-
-    def splice_body(self, sink: Any) -> None:
-        """As above."""
-
-    def write(self, data: bytes) -> None:
-        """A 1xx, which is for a client."""
-
-
-class Fetch(ActingExchange):
-    """The request of a fill: an exchange whose answer goes to the fill. It is neither counted nor logged; its followers are."""
-
-    is_recorded = False
-
-    def __init__(self, fill: Fill, leader: Any) -> None:
-        connection: Any = NoClient(leader.connection)
-        Exchange.__init__(self, connection, leader.head, leader.request_id, connection.front.seconds())
-        connection.exchange = self
-        self.fill = fill
-        self.leader = leader
-        self.client_ip = leader.client_ip
-        self.decision = leader.decision
-        self.actions = leader.actions
-        self.is_request_complete = True
-        self.destination: Any = None
-        self._is_moved = leader._is_moved
-
-    def begin_fetch(self, destination: Any, conditions: tuple[tuple[bytes, bytes], ...]) -> None:
-        """Ask for the whole thing, whatever part of it the first client wants; with `conditions`, only if it has changed."""
-        self.destination = destination
-        edits = Edits(
-            put=[(name, _constant(value)) for name, value in conditions],
-            remove=[name for name in freshen.FILL_REMOVES if self.leader.outgoing.get(name) is not None],
-        )
-        outgoing: Any = EditedHead(self.leader.outgoing, edits, self.leader) if edits else self.leader.outgoing
-        self.outgoing = outgoing
-        timeouts = destination.timeouts
-        self.response_idle_s = timeouts.response_idle_s
-        self.connection.await_response(self.started + timeouts.request_s)
-        self._acquire(destination)
-
-    def abandon(self) -> None:
-        """Nobody wants the answer any more."""
-        self._finish()
-
-    # What upstream and pool tell
-
-    def interim(self, head: ResponseHead) -> None:
-        self.leader.hear_interim(head)
-
-    def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
-        if (head.status >= 502 or head.status == 429) and self._is_not_wanted(head):
-            return
-        self.state = State.RESPONDING
-        self.status = head.status
-        self.error = None
-        self.head_at = self.front.seconds()
-        self.connection.stop_waiting()
-        fill = self.fill
-        if is_done:
-            self._finish()
-        fill.answered(head, length, body, is_done)
-        if not fill.is_open:
-            self._finish()
-
-    def response_data(self, data: bytes, is_done: bool) -> None:
-        if is_done:
-            self._finish()
-        self.fill.data(data)
-        if is_done:
-            self.fill.ended()
-
-    def fail(self, error: ProxyError) -> None:
-        if self.state is State.DONE:
-            return
-        self.error = error
-        self._finish()
-        if self.fill.fetch is self and self.fill.is_open:
-            self.fill.failed(error)
-
-    @property
-    def server_address(self) -> str:
-        """Who was asked."""
-        return self._lease.server.address if self._lease is not None else self._asked
-
-    _asked = ""
-
-    def _finish(self, now: float = 0.0) -> None:
-        if self._lease is not None:
-            self._asked = self._lease.server.address
-        super()._finish(now)
-
-
-def _constant(value: bytes) -> Any:
-    return lambda exchange: value

@@ -32,3 +32,6 @@ class Kept:
             return None
         data: bytes = self._reader.read(position, most)
         return data or None
+
+    def progressed(self) -> None:
+        """A file waits for nobody."""

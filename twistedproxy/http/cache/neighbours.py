@@ -8,11 +8,15 @@ How it works
 
     Who comes second makes a `RemoteFill` and says FOLLOW to the worker that has the claim. That one answers with words: where the file is
     that it writes (GREW, each time there is more), DONE, FAILED, PASS (not to be kept: ask for yourself), GONE (look again: it is in the
-    store, or nobody fills it). A follower that hears nothing for a while does not wait: words may be lost, and workers die.
+    store, or nobody fills it). A small answer that comes at once is not written to a file for them: they hear GONE and find it.
+    A follower that hears nothing looks whether the claim still stands, and after a while it does not wait: workers die.
+
+    FORGET says that an unsafe request has made an answer untrue: a fill of it that is on is of no use for the store.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +32,11 @@ if TYPE_CHECKING:
     from twistedproxy.http.cache.cache import Cache
 
 _WORD = struct.Struct("<BB16sQ")
-FOLLOW, GREW, DONE, FAILED, PASS, GONE = range(1, 7)
+FOLLOW, GREW, DONE, FAILED, PASS, GONE, FORGET = range(1, 8)
 SILENCE_S = 5.0
-"""How long a fill of another worker may say nothing."""
+"""How long a fill of another worker may say nothing before it has begun."""
+LOOK_EVERY_S = 1.0
+"""How often one that says nothing is looked at."""
 
 
 class Neighbours:
@@ -68,10 +74,12 @@ class Neighbours:
     def hold(self, key: bytes, fill: Fill) -> None:
         """This is the fill that `key` was claimed for."""
         self._claimed[key] = fill
+        fill.claimed_key = key
 
     def release(self, fill: Fill) -> None:
         """Its fill is over."""
-        for key in [key for key, claimed in self._claimed.items() if claimed is fill]:
+        key = fill.claimed_key
+        if key and self._claimed.get(key) is fill:
             del self._claimed[key]
             row, mark = self._place(key)
             if self._cells.get(row) == mark:
@@ -92,7 +100,14 @@ class Neighbours:
         return fill
 
     def say(self, slot: int, word: int, key: bytes, number: int = 0, path: str = "") -> bool:
-        return self._bell.ring(slot, _WORD.pack(word, self._cells.slot, key, number) + path.encode())
+        """False when there is no such worker; a later word about the same key takes the place of one that waits."""
+        data = _WORD.pack(word, self._cells.slot, key, number) + os.fsencode(path)
+        return self._bell.ring(slot, data, about=key if word != FORGET else b"")
+
+    def forget(self, key: bytes) -> None:
+        """Whoever fills `key` is not to keep it."""
+        for slot in self._cells.others:
+            self.say(slot, FORGET, key)
 
     def heard(self, data: bytes) -> None:
         """A word from another worker."""
@@ -102,14 +117,17 @@ class Neighbours:
         if word == FOLLOW:
             self._is_followed(key, slot)
             return
+        if word == FORGET:
+            self.cache.forget(key)
+            return
         fill = self._followed.get(key)
         if fill is not None:
-            fill.heard(word, number, data[_WORD.size :].decode())
+            fill.heard(word, number, os.fsdecode(data[_WORD.size :]))
 
     def _is_followed(self, key: bytes, slot: int) -> None:
         fill = self._claimed.get(key)
         if fill is None or not fill.takes_followers:
-            self.say(slot, GONE, key)
+            self.say(slot, PASS if fill is not None and fill.state is FillState.PASSING else GONE, key)
             return
         follower = RemoteFollower(self, fill, slot, key)
         if fill.attach(follower) and fill.state is FillState.KEEPING:
@@ -128,6 +146,8 @@ class RemoteFollower:
         self._fill = fill
         self._slot = slot
         self._key = key
+        self._reads_along = False
+        """It was told of the file."""
 
     @property
     def position(self) -> int:
@@ -140,30 +160,39 @@ class RemoteFollower:
 
     def _say(self, word: int, number: int = 0, path: str = "") -> None:
         if not self._neighbours.say(self._slot, word, self._key, number, path):
-            self._fill.followers.pop(self, None)  # it will notice the silence
+            self._leave()  # nobody is there any more
+
+    def _leave(self) -> None:
+        if self in self._fill.followers:
+            self._fill.detach(self)
 
     def fill_began(self, fill: Any) -> None:
         if fill.is_complete:
             self._say(GONE)
-        elif fill.share():
-            self._say(GREW, fill.size, fill.path)
-        else:
+        elif fill.state is not FillState.KEEPING:
             self._say(PASS)
+            self._leave()
+        elif fill.share():
+            self._reads_along = True
+            self._say(GREW, fill.size, fill.path)
 
     def fill_grew(self, data: bytes) -> None:
-        if self._fill.path:
-            self._say(GREW, self._fill.size, self._fill.path)
-        else:
-            self._say(FAILED)
+        fill = self._fill
+        if fill.state is FillState.KEEPING:
+            if self._reads_along:
+                self._say(GREW, fill.size, fill.path)
+        else:  # it cannot be kept, as it turned out
+            self._say(FAILED if self._reads_along else PASS)
+            self._leave()
 
     def fill_ended(self) -> None:
-        self._say(DONE, self._fill.size)
+        self._say(DONE if self._reads_along else GONE, self._fill.size)
 
     def fill_renewed(self, entry: Entry) -> None:
         self._say(GONE)
 
     def fill_failed(self, error: ProxyError) -> None:
-        self._say(FAILED)
+        self._say(FAILED if self._reads_along else GONE)
 
     def fill_released(self) -> None:
         self._say(PASS)
@@ -190,7 +219,7 @@ class RemoteFill(Timed):
         self.started = cache.seconds()
         self._neighbours = neighbours
         self._file: Any = None
-        cache.wheel.arm(self, self.started + SILENCE_S)
+        cache.wheel.arm(self, self.started + LOOK_EVERY_S)
 
     server_address = ""
     attempts = 0
@@ -242,7 +271,7 @@ class RemoteFill(Timed):
             self._release(FillState.FAILED)
 
     def _grow(self, size: int, path: str) -> None:
-        self.cache.wheel.arm(self, self.cache.seconds() + SILENCE_S)
+        self.cache.wheel.arm(self, self.cache.seconds() + LOOK_EVERY_S)
         self.size = max(size, self.size)
         if self.state is FillState.KEEPING:
             for follower in list(self.followers):
@@ -261,20 +290,31 @@ class RemoteFill(Timed):
         self._file, self.entry = reader, entry
         self.length = entry.stored.body_length
         self.state = FillState.KEEPING
+        self.cache.chose(self, entry)
         for follower in list(self.followers):
             if follower.chooses(entry):
                 follower.fill_began(self)
             else:
                 self.followers.pop(follower, None)
                 follower.fill_released()
+        self.cache.prefer(self)
+
+    def yield_to(self) -> None:
+        """Another fill of the same key has its answer first."""
+        self._release(FillState.FAILED)
 
     def deadline_passed(self, now: float) -> None:
         """Nothing was said for a while."""
         if not self.takes_followers:
             return
         if self.state is FillState.ASKING:
-            self.cache.distrust(self.claimed_key)
-            self._release(FillState.FAILED)
+            if now - self.started >= SILENCE_S:
+                self.cache.distrust(self.claimed_key)
+                self._release(FillState.FAILED)
+            elif self._neighbours.holder(self.claimed_key) < 0:  # it is over, or its worker is dead
+                self._release(FillState.FAILED)
+            else:
+                self.cache.wheel.arm(self, now + LOOK_EVERY_S)
         elif self._file.state() == "broken" or not self.followers:
             self._fail()
         else:  # a slow server; words may have been lost

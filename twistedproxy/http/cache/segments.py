@@ -277,3 +277,8 @@ class Segments:
         """In all segments of the file, whoever owns them."""
         first = self._table
         return sum(self._cells[first + USED : first + self._geometry.segments * LINE_CELLS : LINE_CELLS].tolist())
+
+
+def can_lock(fd: int) -> None:
+    """Raises OSError on a file system without locks: nobody could own a segment there."""
+    fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, LOCKS_AT, 1, 0))

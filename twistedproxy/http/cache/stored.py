@@ -148,6 +148,14 @@ class Stored:
         """The same, stale from now on: renewed at its next use, yet there for stale-while-revalidate and stale-if-error."""
         return self._changed(fresh_until=min(self.fresh_until, now))
 
+    def in_form(self, block: bytes, etag: bytes | None, body_length: int) -> Stored:
+        """The same answer in another coding: other field lines, another validator, another length."""
+        return Stored(
+            self.status, block, born=self.born, stored_at=self.stored_at, fresh_until=self.fresh_until, stale_until=self.stale_until,
+            error_until=self.error_until, flags=self.flags, etag=etag, last_modified=self.last_modified, tags=self.tags,
+            body_length=body_length,
+        )  # fmt: skip
+
     def _changed(self, *, fresh_until: float | None = None, body_length: int | None = None) -> Stored:
         return Stored(
             self.status, self.block, born=self.born, stored_at=self.stored_at,

@@ -132,18 +132,34 @@ class Compression:
         if plan is None or plan.decode:
             return local
         body = local.body
-        effort: Effort = exchange.effort
-        if plan.encode and not effort.may_begin():
-            plan = AS_IT_IS
         if plan.encode:
-            try:
-                coder = codings.encoder(plan.encode, effort.level(plan.encode, self._levels[plan.encode]), len(body))
-                body = coder.compress(body) + coder.finish()
-                effort.count("compress", plan.encode, len(local.body), len(body))
-            except CodingFailed:  # what tells of a failure must not fail too
-                effort.eased["failed"] += 1
-                plan, body = AS_IT_IS, local.body
+            coded = self.coded(plan.encode, body, exchange.effort)
+            if coded is None:
+                plan = AS_IT_IS
+            else:
+                body = coded
         return LocalResponse(local.status, body, tuple(as_planned(plan, head).fields()))
+
+
+    # For bodies that are all there
+
+    def coding_for(self, request: Any, head: Any, size: int) -> str:
+        """What this client is to get a kept body in; "": as it is, or in a way that is found out elsewhere."""
+        plan = None if _says_no(request) else self.plan(accept_encoding(request), head, size)
+        return "" if plan is None or plan.decode else plan.encode
+
+    def coded(self, coding: str, body: bytes, effort: Effort) -> bytes | None:
+        """The whole body in `coding`; None when there is no time for it now, or it cannot be done."""
+        if not effort.may_begin():
+            return None
+        try:
+            coder = codings.encoder(coding, effort.level(coding, self._levels[coding]), len(body))
+            out = coder.compress(body) + coder.finish()
+        except CodingFailed:
+            effort.eased["failed"] += 1
+            return None
+        effort.count("compress", coding, len(body), len(out))
+        return out
 
 
 # Heads

@@ -1,0 +1,150 @@
+"""The request of a fill: an exchange without a client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twistedproxy.clock import Timed
+from twistedproxy.errors import ProxyError, ResponseTimeout
+from twistedproxy.http.acting import ActingExchange
+from twistedproxy.http.cache import freshen
+from twistedproxy.http.exchange import Exchange, State
+from twistedproxy.http.messages import ResponseHead
+from twistedproxy.http.middleware.chain import EditedHead, Edits
+
+if TYPE_CHECKING:
+    from twistedproxy.http.cache.fills import Fill
+
+
+class NoClient(Timed):
+    """Where an exchange without a client finds what it asks a client's connection for."""
+
+    __slots__ = ("client", "client_port", "exchange", "front", "is_gone", "local", "response_deadline", "transport")
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__()
+        self.front = connection.front
+        self.client = connection.client
+        self.client_port = connection.client_port
+        self.local = connection.local
+        self.transport = self
+        self.is_gone = False
+        self.response_deadline = 0.0
+        self.exchange: Any = None
+
+    is_plain = False
+
+    def await_response(self, deadline: float) -> None:
+        self.response_deadline = deadline
+        self.front.wheel.arm(self, deadline)
+
+    def stop_waiting(self) -> None:
+        self.front.wheel.disarm(self)
+
+    def deadline_passed(self, now: float) -> None:
+        self.exchange.fail(ResponseTimeout("no response within the request time-out"))
+
+    def exchange_done(self, exchange: Any, now: float) -> None:
+        self.front.wheel.disarm(self)
+        self.exchange = None
+
+    def resume_reading(self) -> None:
+        """There is no request body."""
+
+    def pause_reading(self) -> None:
+        """As above."""
+
+    def splice_body(self, sink: Any) -> None:
+        """As above."""
+
+    def write(self, data: bytes) -> None:
+        """A 1xx, which is for a client."""
+
+
+class Fetch(ActingExchange):
+    """The request of a fill: an exchange whose answer goes to the fill. It is neither counted nor logged; its followers are."""
+
+    is_recorded = False
+
+    def __init__(self, fill: Fill, leader: Any) -> None:
+        connection: Any = NoClient(leader.connection)
+        Exchange.__init__(self, connection, leader.head, leader.request_id, connection.front.seconds())
+        connection.exchange = self
+        self.fill = fill
+        self.leader = leader
+        self.client_ip = leader.client_ip
+        self.decision = leader.decision
+        self.actions = leader.actions
+        self.is_request_complete = True
+        self._prefer = leader._prefer
+        self.destination: Any = None
+        self._is_moved = leader._is_moved
+
+    def begin_fetch(self, destination: Any, conditions: tuple[tuple[bytes, bytes], ...]) -> None:
+        """Ask for the whole thing, whatever part of it the first client wants; with `conditions`, only if it has changed."""
+        self.destination = destination
+        edits = Edits(
+            put=[(name, _constant(value)) for name, value in conditions],
+            remove=[name for name in freshen.FILL_REMOVES if self.leader.outgoing.get(name) is not None],
+        )
+        outgoing: Any = EditedHead(self.leader.outgoing, edits, self.leader) if edits else self.leader.outgoing
+        self.outgoing = outgoing
+        timeouts = destination.timeouts
+        self.response_idle_s = timeouts.response_idle_s
+        self.connection.await_response(self.started + timeouts.request_s)
+        self._acquire(destination)
+
+    def abandon(self) -> None:
+        """Nobody wants the answer any more."""
+        self._finish()
+
+    # What upstream and pool tell
+
+    def interim(self, head: ResponseHead) -> None:
+        self.leader.hear_interim(head)
+
+    def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
+        if (head.status >= 502 or head.status == 429) and self._is_not_wanted(head):
+            return
+        self.state = State.RESPONDING
+        self.status = head.status
+        self.error = None
+        self.head_at = self.front.seconds()
+        self.connection.stop_waiting()
+        fill = self.fill
+        if is_done:
+            self._finish()
+        fill.answered(head, length, body, is_done)
+        if not fill.is_open:
+            self._finish()
+
+    def response_data(self, data: bytes, is_done: bool) -> None:
+        if is_done:
+            self._finish()
+        self.fill.data(data)
+        if is_done:
+            self.fill.ended()
+
+    def fail(self, error: ProxyError) -> None:
+        if self.state is State.DONE:
+            return
+        self.error = error
+        self._finish()
+        if self.fill.fetch is self and self.fill.is_open:
+            self.fill.failed(error)
+
+    @property
+    def server_address(self) -> str:
+        """Who was asked."""
+        return self._lease.server.address if self._lease is not None else self._asked
+
+    _asked = ""
+
+    def _finish(self, now: float = 0.0) -> None:
+        if self._lease is not None:
+            self._asked = self._lease.server.address
+        super()._finish(now)
+
+
+def _constant(value: bytes) -> Any:
+    return lambda exchange: value

@@ -1,0 +1,121 @@
+"""An exchange whose answer's body is read from somewhere, as fast as the client takes it: a fill that grows, or a kept file.
+
+How it works
+    The source is read a piece at a time while the client's transport takes them. A long rest of a kept file that nobody needs to look
+    at goes from the file to the socket inside the kernel. Of an answer with parts (206), each part has a few bytes before it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from twistedproxy.errors import BrokenCopy
+from twistedproxy.http.acting import ActingExchange
+from twistedproxy.http.cache import ranges
+from twistedproxy.http.cache.kept import Kept
+from twistedproxy.http.exchange import State
+from twistedproxy.http.messages import ResponseHead
+from twistedproxy.net.sendfile import FileSend
+
+PIECE = 64 * 1024
+SEND_FROM = 32 * 1024
+"""Bytes of a file from which sending them inside the kernel pays."""
+
+
+class SendingExchange(ActingExchange):
+    """An exchange with a source."""
+
+    position = 0
+    """How much of the body went to the client; of parts: where in the whole the next byte is."""
+    _source: Any = None
+    """Where the rest of the body is read: a fill or a file."""
+    _end: int | None = None
+    """Where in it this answer ends; None: where it does."""
+    _parts: deque[ranges.Part]
+    _after = b""
+    _is_paused = False
+    _sending: FileSend | None = None
+
+    def _give(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
+        """An answer from the cache, or from a fill: on its way like any server's."""
+        ActingExchange.respond(self, head, length, body, is_done)
+
+    def _next_part(self) -> bytes:
+        part = self._parts.popleft()
+        self.position = part.first
+        self._end = part.first + part.length
+        return part.before
+
+    def _pump(self) -> None:
+        source = self._source
+        if self._is_sent_by_kernel(source):
+            return
+        while self.state is State.RESPONDING and source is not None and not self._is_paused:
+            data, is_done = self._next_piece(source)
+            if not data and not is_done:
+                return
+            super().response_data(data, is_done)
+            source.progressed()
+
+    def _is_sent_by_kernel(self, source: Any) -> bool:
+        """A long rest of a file that nobody needs to look at goes from the file to the socket; True while it does."""
+        if self._sending is not None:
+            return True
+        end, transport = self._end, self.connection.transport
+        if not isinstance(source, Kept) or end is None or self._has_parts or self._after or end - self.position < SEND_FROM:
+            return False
+        if self.state is not State.RESPONDING or not transport.is_plain or self._response_length < 0 or self.transform is not None:
+            return False
+        self._sending = source.send(transport, self.position, end - self.position, self._kernel_sent, self._kernel_done)
+        return True
+
+    def _kernel_sent(self, count: int) -> None:
+        self.position += count
+        self.bytes_sent += count
+        self.front.counts.bytes_out += count
+
+    def _kernel_done(self, is_whole: bool) -> None:
+        self._sending = None
+        if is_whole:
+            self._finish()
+        else:
+            self.fail(BrokenCopy("what is kept of the answer is damaged"))
+
+    def _next_piece(self, source: Any) -> tuple[bytes, bool]:
+        end = self._end
+        most = PIECE if end is None else min(PIECE, end - self.position)
+        data: bytes | None = source.read(self.position, most) if most else b""
+        if data is None:
+            self.fail(BrokenCopy("what is kept of the answer is damaged"))
+            return b"", False
+        self.position += len(data)
+        if end is None:
+            return data, source.is_complete and self.position == source.size
+        if self.position < end:
+            return data, False
+        if self._has_parts:
+            return data + self._next_part(), False
+        return data + self._after, True
+
+    @property
+    def _has_parts(self) -> bool:
+        return bool(self.__dict__.get("_parts"))
+
+    def pause_response(self) -> None:
+        self._is_paused = True
+        super().pause_response()
+
+    def resume_response(self) -> None:
+        self._is_paused = False
+        super().resume_response()
+        self._pump()
+
+    def _finish(self, now: float = 0.0) -> None:
+        if self.state is State.DONE:
+            return
+        super()._finish(now)
+        self._source = None
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.cancel()
