@@ -1,0 +1,120 @@
+"""Files go to sockets inside the kernel, byte for byte, at the pace of whoever reads, and never a piece that was found to be damaged."""
+
+import os
+import tempfile
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from twistedproxy.errors import WriteStall
+from twistedproxy.net import sendfile
+from twistedproxy.net.sendfile import FileSend
+
+SIZE = 3 * sendfile.PIECE + 12_345
+
+
+class SendTests(SynchronousTestCase):
+    def setUp(self):
+        self.data = os.urandom(SIZE)
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed after the test
+        self.addCleanup(self.file.close)
+        self.file.write(b"head" + self.data)
+        self.file.flush()
+        self.checked = []
+        self.progress = 0
+        self.ends = []
+
+    def send(self, sink, first=0, count=SIZE, check=lambda at, n: True):
+        def checked(at, n):
+            self.checked.append((at, n))
+            return check(at, n)
+
+        def took(n):
+            self.progress += n
+
+        return FileSend(sink, self.file.fileno(), 4 + first, count, checked, took, self.ends.append)
+
+    def sink(self, small=False):
+        sink, peer = self.loop.transport(small=small)
+        self.owner = self.fakes.Recorder()
+        sink.start(self.owner)
+        sink.registerProducer(self.owner)
+        peer.setblocking(False)
+        return sink, peer
+
+    def read(self, peer, count):
+        got = bytearray()
+
+        def more():
+            try:
+                while len(got) < count:
+                    got.extend(peer.recv(1 << 20))
+            except BlockingIOError:
+                pass
+            return len(got) >= count
+
+        self.loop.until(more, f"{count} bytes", limit=20.0)
+        return bytes(got)
+
+    def test_all_of_it_arrives_behind_what_was_written_before(self):
+        """A head that the kernel has not taken yet stays in front of the file."""
+        sink, peer = self.sink(small=True)
+        head = b"h" * 100_000
+        sink.write(head)
+        self.send(sink)
+        self.assertEqual(self.read(peer, len(head) + SIZE), head + self.data)
+        self.assertEqual((self.ends, self.progress), ([True], SIZE))
+        sink.write(b"next")
+        self.assertEqual(self.read(peer, 4), b"next", "the sink is its owner's again")
+
+    def test_a_part_of_it(self):
+        sink, peer = self.sink()
+        self.send(sink, 1000, 77)
+        self.assertEqual(self.read(peer, 77), self.data[1000:1077])
+        self.assertEqual(self.ends, [True])
+
+    def test_each_piece_is_looked_at_before_its_first_byte(self):
+        """CA-07: a damaged piece is never sent; the client sees that the answer breaks off."""
+        sink, peer = self.sink()
+        self.send(sink, check=lambda at, n: at < 2 * sendfile.PIECE)
+        self.assertEqual(self.read(peer, 2 * sendfile.PIECE), self.data[: 2 * sendfile.PIECE])
+        self.loop.until(lambda: self.ends, "the end")
+        self.assertEqual((self.ends, self.progress), ([False], 2 * sendfile.PIECE))
+        self.assertEqual(self.checked, [(n * sendfile.PIECE, sendfile.PIECE) for n in range(3)])
+
+    def test_a_file_that_became_shorter_is_no_whole_answer(self):
+        sink, peer = self.sink()
+        os.ftruncate(self.file.fileno(), 4 + 500)
+        self.send(sink)
+        self.assertEqual(self.read(peer, 500), self.data[:500])
+        self.loop.until(lambda: self.ends, "the end")
+        self.assertEqual(self.ends, [False])
+
+    def test_a_client_that_reads_nothing_is_given_up(self):
+        """P4: nothing is held for it but the kernel's own buffer, and the write-stall deadline runs."""
+        sink, _ = self.sink(small=True)
+        self.send(sink)
+        self.loop.turns()
+        self.assertEqual((sink.buffered, self.ends), (0, []))
+        self.loop.travel(sink.write_stall_s + 2)
+        self.assertIsInstance(self.owner.reason.value, WriteStall)
+        self.assertEqual(self.ends, [], "a connection that is gone tells its owner, and nobody else")
+
+    def test_a_client_that_leaves_ends_it(self):
+        sink, peer = self.sink(small=True)
+        self.send(sink)
+        self.loop.turns(2)
+        peer.close()
+        self.loop.until(lambda: "lost" in self.owner.events, "the loss")
+        self.assertEqual((self.ends, sink.splice_out), ([], None))
+
+    def test_cancelled_means_silent(self):
+        sink, _ = self.sink(small=True)
+        sending = self.send(sink)
+        self.loop.turns(2)
+        sending.cancel()
+        self.loop.turns(3)
+        self.assertEqual((self.ends, sink.splice_out, sending.is_active), ([], None, False))
+
+    def test_nothing_to_send_is_a_mistake(self):
+        sink, _ = self.sink()
+        self.assertRaises(ValueError, self.send, sink, 0, 0)
