@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "twistedproxy"
 
 LEVELS = {
-    "tap": 7, "cli": 7, "daemon": 7, "demo": 7, "top": 7, "traffic": 7, "renewal": 7, "succession": 7,
+    "tap": 7, "cli": 7, "daemon": 7, "demo": 7, "top": 7, "traffic": 7, "renewal": 7, "purge": 7, "succession": 7,
     "admin": 6, "supervisor": 6,
     "worker": 5, "probes": 5,
     "http": 4, "stream": 4,

@@ -14,15 +14,17 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import EventLog
 from twistedproxy.errors import ConfigurationError
 from twistedproxy.supervisor.processes import environment
-from twistedproxy.tap import EventFile, Options
+from twistedproxy.tap import EventFile, Options, Root
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +74,32 @@ class EventFileTests(SynchronousTestCase):
 
     def test_twistds_own_log_needs_no_file(self) -> None:
         self.assertIsNone(EventFile.open(EventLog()))
+
+
+class StoppingTests(SynchronousTestCase):
+    def root(self) -> tuple[Any, list[str], Clock]:
+        clock, did = Clock(), []
+        clock.stop = lambda: did.append("stop")  # type: ignore[attr-defined]
+        root = Root(clock, SimpleNamespace(passed=None), None, None)  # type: ignore[arg-type]
+        self.patch(root.succession, "cut", lambda: did.append("cut"))
+        return root, did, clock
+
+    def test_the_second_time_it_ends_at_once(self) -> None:
+        root, did, _ = self.root()
+        root.stop()
+        self.assertEqual(did, ["stop"])
+        root.stop()
+        self.assertEqual(did, ["stop", "cut"])
+
+    def test_who_has_handed_over_finishes_though_it_is_told_to_stop(self) -> None:
+        """A service manager tells all processes: what is open in the old version must not be cut at the first word."""
+        root, did, clock = self.root()
+        root.leave()
+        clock.advance(0)
+        root.stop()
+        self.assertEqual(did, ["stop"])
+        root.stop()
+        self.assertEqual(did, ["stop", "cut"])
 
 
 class TwistdTests(SynchronousTestCase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
+from twistedproxy import traffic
 from twistedproxy.cli import cli
 from twistedproxy.config.words import change_in_words
 
@@ -157,6 +159,24 @@ class OnlineTests(SynchronousTestCase):
         self.assertIn("shift 1 of s /: running, v2 at 5%, next step at later", output)
         self.assertIn("web → v2", self.ask("shifts", answer={"shifts": [SHIFT]})[0])
         self.assertEqual(self.ask("shifts", "--stop", "1", "--stay", answer=SHIFT)[1][:2], ("DELETE", "/api/v1/shifts/1?back=0"))
+
+    def test_a_shift_is_watched_to_its_end(self) -> None:
+        """Each step is said once, an answer that does not come is asked for again, and a shift that went back is an exit code."""
+        self.patch(traffic, "LOOK_EVERY_S", 0)
+        last = SHIFT | {"state": "done", "share": 100.0, "next_at": None, "note": "all steps were taken"}
+        steps = [SHIFT, SHIFT | {"share": 100.0}, last]
+        listed = [(200, {"shifts": [SHIFT | {"id": "0"}, step]}) for step in steps]
+        place = ["--admin", self.daemon.address, "--token-file", str(self.token)]
+        command = [*place, "shift", "web", "v2", "5,100", "--every", "1s", "--watch"]
+        self.daemon.answers = [(200, SHIFT), (500, {"detail": "gone"}), *listed]
+        result = CliRunner().invoke(cli, command)
+        self.assertEqual(result.exit_code, 0, result.output)
+        self.assertEqual([re.sub(r".*: ", "", line) for line in result.output.splitlines()], [
+            "running, v2 at 5%, next step at later", "running, v2 at 100%, next step at later", "done (all steps were taken), v2 at 100%",
+        ])  # fmt: skip
+        self.daemon.answers = [(200, SHIFT), (200, {"shifts": [SHIFT | {"state": "aborted", "note": "errors 7%"}]})]
+        result = CliRunner().invoke(cli, command)
+        self.assertEqual((result.exit_code, "errors 7%" in result.output), (1, True))
 
     def test_stories(self) -> None:
         """Attempts, skipped servers, health and changes, one line each."""

@@ -17,6 +17,8 @@ import click
 from twistedproxy import __version__
 from twistedproxy.config.words import change_in_words
 from twistedproxy.daemon import Failed, Options, ask, count, place, show_applied, show_json, show_table, stream, wait_until_idle
+from twistedproxy.purge import add_commands as add_purge
+from twistedproxy.purge import cache_line
 from twistedproxy.renewal import add_commands as add_renewal
 from twistedproxy.renewal import upgrade_line
 from twistedproxy.traffic import add_commands, failing_tests
@@ -139,6 +141,8 @@ def status(**given: Any) -> None:
     latest = answer.get("upgrade")
     if latest is not None:
         click.echo(upgrade_line(latest))
+    if answer.get("cache") is not None:
+        click.echo(cache_line(answer["cache"]))
     show_table(("LISTENER", "KIND", "CONNECTIONS"), [(x["address"], x["kind"], x["connections"]) for x in answer["listeners"]])
 
 
@@ -381,6 +385,7 @@ def adopt(yes: bool, **given: Any) -> None:
 
 add_commands(cli, with_options, with_conditions, _options)
 add_renewal(cli, with_options, _options)
+add_purge(cli, with_options, _options)
 
 
 def main() -> NoReturn:

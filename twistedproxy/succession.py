@@ -167,6 +167,8 @@ class Succession:
                 log.info("the old version (pid {pid}) has left", pid=passed.pid)
 
     def orphaned(self) -> None:
+        if self.is_over or self._root.supervisor.upgrade.is_under_way:
+            return  # the workers of a version after ours have slots too
         mine = self._root.supervisor.slots
         for slot in self._old_slots:
             if slot not in mine:

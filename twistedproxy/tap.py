@@ -304,6 +304,8 @@ class Root(MultiService):
         self._demo = demo
         self._thread = ThreadPool(0, 1, "journal")
         self._is_stopping = False
+        self._was_told = False
+        """Somebody asked us to stop."""
         self.notifier = Notifier(os.environ)
         self._watchdog = LoopingCall(self.notifier.alive)
         self._watchdog.clock = reactor
@@ -416,17 +418,24 @@ class Root(MultiService):
 
     def stop(self) -> None:
         """Asked to stop: gracefully the first time, at once the second."""
-        if self._is_stopping:
+        if self._was_told:
             self.succession.cut()
-        else:
-            self._is_stopping = True
-            self._reactor.stop()
+            return
+        self._was_told = True
+        if self._is_stopping:
+            log.info("this process finishes what is open already; asked once more it ends at once")
+        self._end()
 
     def leave(self) -> None:
         """A successor serves: finish what is open and end. Who asks us to stop then asks for the first time."""
         if self._watchdog.running:
             self._watchdog.stop()
-        self._reactor.callLater(0, self._reactor.stop)
+        self._reactor.callLater(0, self._end)
+
+    def _end(self) -> None:
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._reactor.stop()
 
     def upgrade(self) -> None:
         """SIGUSR2; who sends it reads the answer in the log and in the status."""

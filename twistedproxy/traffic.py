@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from random import random
 from typing import Any
@@ -15,6 +16,9 @@ from twistedproxy.config.words import change_in_words
 from twistedproxy.daemon import Failed, Options, ask, show_applied, show_json, show_table
 
 Decorator = Callable[[Any], Any]
+LOOK_EVERY_S = 0.5
+GONE_S = 20.0
+"""How long nobody may answer while one daemon follows another."""
 
 
 def add_commands(
@@ -108,10 +112,19 @@ def add_commands(
     @click.option("--abort-if", metavar="CONDITION", help='Back to where it began when it comes true: "errors > 1% or p95 > +20%".')
     @click.option("--site", help="Where several splits have these sides.")
     @click.option("--path", help="The same.")
+    @click.option("--watch", is_flag=True, help="Show each step until the last; exit 1 when it goes back or is stopped.")
     @click.option("--preview", "is_preview", is_flag=True, help="Change nothing, only say what the first step would do.")
     @with_options
     def shift(
-        source: str, target: str, steps: str, every: str, abort_if: str | None, site: str | None, path: str | None, **given: Any
+        source: str,
+        target: str,
+        steps: str,
+        every: str,
+        abort_if: str | None,
+        site: str | None,
+        path: str | None,
+        watch: bool,
+        **given: Any,
     ) -> None:
         """Move the traffic of a split FROM one side TO the other: STEPS are per cent, such as 5,25,50,100."""
         try:
@@ -122,6 +135,8 @@ def add_commands(
         answer = ask(options(given), "POST", "/api/v1/shifts", {"from": source, "to": target, "steps": shares, "every": every} | more)
         if options(given).is_preview:
             show_applied(options(given), answer, "")
+        elif watch:
+            _watch_shift(options(given), answer)
         else:
             _show_shift(options(given), answer)
 
@@ -240,6 +255,37 @@ def _show_shift(options: Options, shift: Mapping[str, Any]) -> None:
     then = f", next step at {shift['next_at']}" if shift["next_at"] else ""
     note = f" ({shift['note']})" if shift["note"] else ""
     click.echo(f"shift {shift['id']} of {shift['site']} {shift['path']}: {shift['state']}{note}, {shift['to']} at {_share(shift)}{then}")
+
+
+def _watch_shift(options: Options, shift: Mapping[str, Any]) -> None:
+    """Say each step until the shift is over; Ctrl-C ends the watching alone."""
+    quiet = Options(options.state, options.admin, options.token_file)
+    told: Any = None
+    heard = time.monotonic()
+    try:
+        while True:
+            now = (shift["state"], shift["share"], shift["note"])
+            if now != told:
+                told = now
+                _show_shift(options, shift)
+            if shift["state"] != "running":
+                break
+            time.sleep(LOOK_EVERY_S)
+            try:
+                known = ask(quiet, "GET", "/api/v1/shifts")["shifts"]
+                heard = time.monotonic()
+            except Failed:
+                # A version may be taking over from another, and goes on with the shift.
+                if time.monotonic() - heard > GONE_S:
+                    raise
+                continue
+            gone = {**shift, "state": "gone", "note": "it is not listed any more"}
+            shift = next((each for each in known if each["id"] == shift["id"]), gone)
+    except KeyboardInterrupt:
+        click.echo(f"shift {shift['id']} goes on; 'revproxy shifts --stop {shift['id']}' takes it back", err=True)
+        return
+    if shift["state"] != "done":
+        sys.exit(1)
 
 
 def _show_story(story: Mapping[str, Any]) -> None:

@@ -57,6 +57,12 @@ class CheckTests(SynchronousTestCase):
             ((path, message),) = findings(text % os.path.abspath(file))
             self.assertIn(word, message)
 
+    def test_an_object_that_no_disk_could_hold_is_refused_where_it_is_said(self):
+        site = POOL + "[sites.'*']\n'/' = { pool = 'web', cache = '1h' }\n[cache]\n"
+        self.assertEqual(self.paths(site + "disk = '10MiB'\nmax_object = '11MiB'"), [("cache", "max_object")])
+        self.assertEqual(self.paths(site + "disk = '10MiB'"), [])
+        self.assertEqual(self.paths(site + "disk = '0B'\nmax_object = '100KiB'"), [])
+
     def test_source_ip_is_fine_for_tcp(self):
         self.assertEqual(findings("[pools.web]\nservers = ['a:1']\nbalance = 'source_ip'\n[tcp.':1']\npool = 'web'"), [])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.model import Address, HeaderEdits, Health, Model, Pool, Route, Server, Side, Site, Sticky, When
+from twistedproxy.config.model import Address, HeaderEdits, Health, Model, Pool, Route, RouteCache, Server, Side, Site, Sticky, When
 from twistedproxy.errors import BadHead
 from twistedproxy.http.explain import explain, question
 from twistedproxy.http.sticky import server_token
@@ -94,6 +94,17 @@ class ExplainTests(SynchronousTestCase):
         unknown = ask("GET http://b.example/")
         self.assertEqual((unknown["response"], unknown["site"]), ({"status": 404, "location": None}, None))
         self.assertIn("there are: a.example", unknown["steps"][0])
+
+    def test_the_cache_of_a_route(self) -> None:
+        """Whether it may be used for this request, and by which settings."""
+        spec = RouteCache(ttl_s=60, stale_if_error_s=3600, negative=((404, 10),))
+        model = Model(pools={"web": WEB}, sites={"*": Site("*", ("*",), (Route("/", "web", cache=spec),))})
+        asked = "the cache of this route is asked first: fresh for 60 s, stale for 3600 s when the server fails, 404 for 10 s"
+        self.assertIn(asked, ask("GET http://x/", model=model)["steps"])
+        self.assertIn("the cache of this route is not used for this request: method", ask("POST http://x/", model=model)["steps"])
+        bypass = "the cache of this route is not used for this request: request-no-store"
+        self.assertIn(bypass, ask("GET http://x/", ("Cache-Control", "no-store"), model=model)["steps"])
+        self.assertFalse([step for step in ask("GET http://a.example/two/x")["steps"] if "cache" in step])
 
     def test_nobody_is_available(self) -> None:
         """Every server says why not."""

@@ -347,7 +347,7 @@ class WholeExchangeTests(Case):
             self.serve(other.accept())
             self.assertEqual(client.response().status, 200)
             client.close()
-        for asked in (b"6", b"Fri, 31 Dec 2199 23:59:59 GMT", b"soon"):
+        for asked in (b"6", b"Fri, 31 Dec 2199 23:59:59 GMT", b"soon", b"Sat, 01 Jan 99999 00:00:00 GMT"):
             client, server = self.bed.start(f.get(), pool={"retry": {"on": ("503",)}})
             server.request()
             server.send(f.answer(b"busy", b"Retry-After: " + asked, status=b"503 Service Unavailable"))
@@ -373,6 +373,24 @@ class WholeExchangeTests(Case):
         self.assertEqual(server.request().get(b"X-Retry-Attempt"), b"1")
         server.send(f.answer(b"busy", status=b"503 Service Unavailable"))
         self.assertEqual(client.response().body, b"busy")
+
+    def test_a_client_s_own_count_of_attempts_is_replaced_and_never_sent_beside_ours(self) -> None:
+        """Repeated here since the kept connection was stale: one field goes out, and it is ours. 0 is nobody's repeated attempt."""
+        f = self.fakes
+        client, server = self.bed.start(f.get())
+        self.serve(server)
+        self.assertEqual(client.response().status, 200)
+        client.send(f.get(b"/", b"X-Retry-Attempt: 7"))
+        self.assertEqual(server.request().get(b"X-Retry-Attempt"), b"7")
+        server.close()
+        server = self.bed.origins[-1].accept()
+        self.assertEqual(server.request().get(b"X-Retry-Attempt"), b"1")
+        client.close()
+        client, server = self.bed.start(f.get(b"/", b"X-Retry-Attempt: 0"), pool={"retry": {"on": ("503",)}})
+        server.request()
+        server.send(f.answer(b"busy", status=b"503 Service Unavailable"))
+        self.bed.travel(LONGEST_BACK_OFF_S + 0.1)
+        self.assertEqual(self.bed.origins[-1].accept().request().get(b"X-Retry-Attempt"), b"1")
 
     def test_a_POST_is_not_tried_again_for_its_status(self) -> None:
         f = self.fakes

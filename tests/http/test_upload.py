@@ -149,6 +149,27 @@ class GoneTests(SynchronousTestCase):
         server.breaks()
         self.assertEqual((self.bed.logged().cause.value, self.bed.pool.servers[0].failures), ("client", 0))
 
+    def test_F5_a_client_that_closes_behind_a_body_that_stands_still_in_the_kernel_is_noticed_at_once(self) -> None:
+        """The same where the body never visits Python; only the write-stall limit of the server's side would end it."""
+        origin = self.bed.proxy(self.bed.origin(receive_buffer=4096))
+        client = self.bed.client(b"POST / HTTP/1.1\r\nHost: e\r\nContent-Length: 100000000\r\n\r\n")
+        server = origin.accept()
+        upload = self.bed.connection._upload
+        for _ in range(1000):
+            if upload._splice is not None and upload._splice.is_blocked:
+                break
+            client.send_what_fits(bytes(16384))
+            self.bed.loop.turns(2)
+        else:
+            self.fail("the test needs a splice whose sink takes nothing")
+        self.bed.loop.turns(3)
+        self.assertEqual(self.bed.leases, 1)
+        client.send_what_fits(bytes(1000))
+        client.fin()
+        self.bed.until(lambda: not self.bed.leases, "the lease to be released")
+        server.breaks()
+        self.assertEqual((self.bed.logged().cause.value, self.bed.pool.servers[0].failures), ("client", 0))
+
     def test_F5_a_client_that_closes_while_it_waits_in_the_queue_leaves_it_at_once(self) -> None:
         first, server = self.bed.start(self.fakes.get(), pool={"max_connections": 1})
         server.request()

@@ -92,8 +92,8 @@ class Prefaces(SynchronousTestCase):
 
 
 class Numbers(SynchronousTestCase):
-    def talk(self, secure=True):
-        return Renumbering(read_greeting(greeting()), client_is_secure=secure)
+    def talk(self, secure=True, plugin=b"caching_sha2_password"):
+        return Renumbering(read_greeting(greeting(plugin=plugin)), client_is_secure=secure)
 
     def given(self, out):
         found, data = [], bytearray(out)
@@ -134,6 +134,30 @@ class Numbers(SynchronousTestCase):
     def test_a_packet_out_of_order_ends_it(self):
         with self.assertRaisesRegex(BadPacket, "packet 0 where 2 was due"):
             self.talk().from_client(packet(0, b"\x03select 1"))
+
+    def test_a_client_that_talks_out_of_turn_is_the_one_to_blame(self):
+        """Passed on, its second packet would take the number of the server's answer, and the server would seem to be wrong."""
+        for payload in (RESPONSE, b"hash"):
+            login = self.talk()
+            login.from_client(packet(2, RESPONSE))
+            number = 3
+            if payload is not RESPONSE:
+                login.from_server(packet(2, b"\xfemysql_native_password\0" + SCRAMBLE + b"\0"))
+                login.from_client(packet(4, payload))
+                number = 5
+            passed = bytes(login.to_server)
+            with self.assertRaisesRegex(BadPacket, "before the server had answered"):
+                login.from_client(packet(number, payload))
+            self.assertEqual(bytes(login.to_server), passed)
+
+    def test_no_password_goes_on_in_the_clear_where_the_account_has_another_plugin_than_the_server(self):
+        """The client named caching_sha2_password by itself, so the server has nothing to switch to."""
+        login = self.talk(plugin=b"mysql_native_password")
+        login.from_client(packet(2, RESPONSE))
+        login.from_server(packet(2, b"\x01\x04"))
+        self.given(login.to_server)
+        login.from_client(packet(4, b"pass word\0"))
+        self.assertEqual(self.given(login.to_server), [(3, b"\x02")])
 
     def test_the_password_of_caching_sha2_goes_on_encrypted(self):
         """A client inside TLS sends it as it is; a server in the clear gets it as from a client in the clear."""

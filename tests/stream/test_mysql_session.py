@@ -184,6 +184,26 @@ class Sessions(SynchronousTestCase):
                 client.close()
             self.assertEqual(self.loop.read_all(server), packet(1, NOBODY))
 
+    def test_no_client_gets_a_server_ejected_by_not_logging_in(self):
+        """A server gives a stranger little time and then closes: while the client's TLS begins, and within its login."""
+        context = ssl.create_default_context(cafile=str(self.authority.ca))
+        for both in (True, False):
+            self.serve(begins_tls=both)
+            client, server = self.client(), self.served()
+            server.sendall(packet(0, OFFER))
+            self.read(client, (0, OFFER))
+            client.sendall(packet(1, request_of(NOBODY)))
+            if both:
+                server.close()
+            tls = self.beside(lambda client=client: context.wrap_socket(client, server_hostname="127.0.0.1"))
+            if not both:
+                tls.sendall(packet(2, request_of(NOBODY) + NOBODY[32:]))
+                self.read(server, (1, NOBODY))
+                server.close()
+            self.loop.until(lambda: self.closed)
+            tls.close()
+            self.assertEqual([each.failures for each in self.front.pool.servers], [0], both)
+
     def test_it_ends_in_time_and_when_it_is_cut(self):
         self.serve(timeouts=Timeouts(tls_handshake_s=3.0))
         client, server = self.client(), self.served()
@@ -193,6 +213,7 @@ class Sessions(SynchronousTestCase):
         server.sendall(packet(0, GREETING))
         self.read(client, (0, OFFER))
         self.loop.travel(3.3)  # no request for TLS
+        self.assertEqual(self.metrics.rejected["tls_timeout"], 1)
         self.assertEqual(self.front.open, 0)
         client, server = self.client(), self.served()
         server.sendall(packet(0, GREETING))

@@ -31,7 +31,15 @@ def statistics() -> dict[str, Any]:
     for what, size_in, size_out in (("compress", 1000, 300), ("decompress", 50, 400)):
         metrics.coded[what, "gzip", "in"], metrics.coded[what, "gzip", "out"] = size_in, size_out
     metrics.coding_eased["lower"] = 7
+    metrics.cache["www", "hit"] = 12
+    metrics.cache_store["memory", "evicted"], metrics.cache_store["disk", "write_error"], metrics.cache_fills = 3, 2, 1
     return merge([metrics.to_plain([("web", A, 5, 100, 1)])])
+
+
+CACHE = {
+    "memory": {"bytes": 10, "objects": 1, "limit": 100}, "disk": {"bytes": 20, "objects": 2, "limit": 200}, "evicted": 4, "failures": 5,
+    "leftovers": 0, "is_counted": True, "purges": {"url": 6},
+}  # fmt: skip
 
 
 class Exposition(SynchronousTestCase):
@@ -83,6 +91,23 @@ class Exposition(SynchronousTestCase):
             for d in ("in", "out")
         ]
         self.assertEqual((sizes, got["revproxy_compression_eased_total", ("why", "lower")]), ([1000, 300, 50, 400], 7))
+
+    def test_the_cache_is_counted_by_workers_and_what_they_share_once(self) -> None:
+        got = self.samples({"cache_totals": CACHE})
+        expected = {
+            ("revproxy_cache_requests_total", ("result", "hit"), ("site", "www")): 12,
+            ("revproxy_cache_bytes", ("tier", "memory")): 10,
+            ("revproxy_cache_bytes", ("tier", "disk")): 20,
+            ("revproxy_cache_limit_bytes", ("tier", "disk")): 200,
+            ("revproxy_cache_objects", ("tier", "disk")): 2,
+            ("revproxy_cache_evictions_total", ("tier", "memory")): 3,
+            ("revproxy_cache_evictions_total", ("tier", "disk")): 4,
+            ("revproxy_cache_errors_total", ("what", "write")): 2,
+            ("revproxy_cache_errors_total", ("what", "order")): 5,
+            ("revproxy_cache_purges_total", ("by", "url")): 6,
+            ("revproxy_cache_fills",): 1,
+        }
+        self.assertEqual({key: got.get(key) for key in expected}, expected)
 
     def test_histogram_is_cumulative(self) -> None:
         """Buckets count everything up to their bound; +Inf equals the count."""

@@ -47,9 +47,10 @@ class Columns:
     def __init__(self, cleared: list[int]) -> None:
         self.cleared = cleared
         self.taken: set[int] = set()
+        self.room = 100
 
     def take_slot(self) -> int:
-        slot = min(set(range(100)) - self.taken)
+        slot = min(set(range(self.room)) - self.taken)
         self.taken.add(slot)
         return slot
 
@@ -218,6 +219,18 @@ class FleetTests(TestCase):
         await self.fleet.drain(10)
         self.assertEqual([w.state for w in workers], [State.GONE] * 2)
         self.assertFalse(any(self.bench.is_alive(w.pid) for w in workers))
+
+    async def test_workers_for_whom_there_is_no_slot_come_when_older_ones_have_finished(self) -> None:
+        self.fleet.start()
+        old = await self.serving()
+        columns: Any = self.fleet._columns
+        columns.room = 2
+        self.fleet.resize(3)
+        self.assertEqual(len(self.fleet.workers), 2)
+        columns.room = 3
+        self.fleet.retire(old[0].slot)
+        self.slots = 3
+        self.assertNotIn(old[0], await self.serving())
 
     async def test_a_second_word_ends_a_drain_at_once_lc_11(self) -> None:
         os.environ["STUB"] = "hang-drain"

@@ -11,6 +11,7 @@ import pytest
 from twistedproxy.config.changes import HealthSeen, SetWeight
 from twistedproxy.config.model import Health
 from twistedproxy.errors import ChangeRefused
+from twistedproxy.supervisor.configuration import Configuration
 from twistedproxy.supervisor.journal import Journal
 
 _spec = importlib.util.spec_from_file_location("test_service_base", Path(__file__).parent / "test_service.py")
@@ -35,6 +36,20 @@ class HandOverTests(base.SupervisorTestCase):  # type: ignore[name-defined, misc
         self.assertEqual((await self.apply(SetWeight("web", A, 9))).revision, 2)
         self.assertEqual([e.change["after"] for e in self.supervisor.history()], [7, 9])
         self.assertFalse(one.is_still)
+
+    async def test_what_a_successor_journaled_before_it_failed_is_in_force(self) -> None:
+        """It served for a moment and took something back: the journal is what counts, not what we remember."""
+        one = self.supervisor.hand_over
+        await one.freeze()
+        other = Journal(self.path, self.in_thread, lambda: 0.0)
+        other.replay(self.file)
+        await other.append(self.file, SetWeight("web", A, 7), by="revproxy", reason="")
+        other.close()
+        self.supervisor.operations.current = Configuration(self.file, "", {})
+        one.thaw()
+        server = self.supervisor.model.pools["web"].servers[0]
+        self.assertEqual((self.supervisor.revision, server.address, server.weight_now), (1, A, 7))
+        self.supervisor.operations.current = None
 
     async def test_a_change_in_work_is_through_before_the_journal_is_closed(self) -> None:
         self.is_held = True

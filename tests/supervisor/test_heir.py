@@ -93,3 +93,12 @@ class HeirTests(SynchronousTestCase):
         self.assertNotIn("orphaned", self.house.did)
         self.clock.advance(ORPHANS_S)
         self.assertEqual(self.house.did[-1], "orphaned")
+
+    def test_an_old_one_that_is_killed_right_after_it_gave_all_away(self) -> None:
+        """Nobody tells us that we are the main process: we say it ourselves; and no count of its workers stays, though it told none."""
+        self.hear(take_over={})
+        self.hear(yours=True)
+        self.heir._lost()
+        self.assertEqual(self.house.did[1:], ["move_in", "settled", ("elder", 0, None)])
+        self.clock.advance(ORPHANS_S)
+        self.assertEqual(self.house.did[-1], "orphaned")

@@ -300,6 +300,36 @@ class JournalTests(JournalTestCase):
         self.assertEqual(self.append(journal, SetWeight("web", A, 7)).revision, 2)
         self.assertEqual([e.revision for e in self.open().entries()], [1, 2])
 
+    def test_a_compaction_that_fails_at_its_last_step_loses_nothing_later(self) -> None:
+        """The new file has the name already: what is acknowledged from then on must not go into the old one."""
+        journal = self.open()
+        self.append(journal, SetWeight("web", A, 5))
+        real = module.sync_directory
+
+        def broken(path: str) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        self.patch(module, "COMPACT_BYTES", 1)
+        self.patch(module, "sync_directory", broken)
+        self.failureResultOf(Deferred.fromCoroutine(journal.append(FILE, SetWeight("web", A, 6), by="eve", reason="")), ChangeRefused)
+        self.patch(module, "sync_directory", real)
+        self.patch(module, "COMPACT_BYTES", 1 << 20)
+        self.assertEqual(self.append(journal, SetWeight("web", A, 7)).revision, 2)
+        again = self.open()
+        self.assertEqual((again.revision, self.weight(again), [e.revision for e in again.entries()]), (2, 7, [1, 2]))
+
+    def test_one_that_cannot_be_read_again_knows_what_it_knew(self) -> None:
+        """After a successor that failed: revisions do not begin anew."""
+        journal = self.open()
+        self.append(journal, SetWeight("web", A, 5))
+
+        def broken(journal: Journal) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        self.patch(Journal, "_open", broken)
+        self.assertRaises(OSError, journal.read_again, is_ours=True)
+        self.assertEqual((journal.revision, self.weight(journal), len(journal.entries())), (1, 5, 1))
+
     def test_a_batch_is_one_revision(self) -> None:
         journal = self.open()
         batch = changes.Batch((SetWeight("web", A, 2), SetState("web", A, AdminState.MAINT)))

@@ -318,6 +318,25 @@ class ConfirmTests(OperationsTestCase):
         self.clock.advance(0)
         self.assertEqual(self.weights(), [3, 1])
 
+    def test_a_confirmation_that_was_first_counts_though_its_time_runs_out_while_it_is_written(self) -> None:
+        waiting: list[Callable[[], None]] = []
+        at_once = self.journal._in_thread
+
+        def slowly(work: Callable[[], None]) -> Deferred[None]:
+            done: Deferred[None] = Deferred()
+            waiting.append(lambda: done.callback(work()))
+            return done
+
+        self.apply(SetWeight("web", A, 5), confirm_within_s=60)
+        self.patch(self.journal, "_in_thread", slowly)
+        confirmed = Deferred.fromCoroutine(self.operations.confirm(1, "eve"))
+        self.clock.advance(61)
+        self.patch(self.journal, "_in_thread", at_once)
+        waiting.pop()()
+        self.successResultOf(confirmed)
+        self.clock.advance(61)
+        self.assertEqual((self.weights(), self.plane.revision), ([5, 1], 1))
+
     def test_a_reload_may_wait_for_confirmation_too(self) -> None:
         self.edit("weight=3", "weight=5")
         self.reload(confirm_within_s=60.0)
@@ -403,3 +422,25 @@ class AdoptTests(OperationsTestCase):
         server = self.plane.model.pools["web"].servers[0]
         self.assertEqual((server.weight, server.weight_set), (7, None))
         self.assertEqual(self.done(self.operations.difference()), [])
+
+    def test_a_value_set_while_the_file_is_written_is_not_overtaken_by_it(self) -> None:
+        self.apply(SetWeight("web", A, 7))
+        written: Deferred[None] = Deferred()
+
+        def slowly(work: Callable[[], None]) -> Deferred[None]:
+            return written.addCallback(lambda _: work())
+
+        self.patch(self.operations, "_in_thread", slowly)
+        adopting = Deferred.fromCoroutine(self.operations.adopt(BY))
+        setting = Deferred.fromCoroutine(self.operations.apply(SetWeight("web", A, 9), BY))
+        written.callback(None)
+        self.successResultOf(adopting)
+        self.successResultOf(setting)
+        self.assertEqual(self.weights(), [9, 1])
+        self.assertEqual([d["running"] for d in self.done(self.operations.difference())], [9])
+
+    def test_while_a_successor_reads_the_file_it_is_not_written(self) -> None:
+        self.apply(SetWeight("web", A, 7))
+        self.operations.is_file_busy = True
+        self.refused(self.operations.adopt(BY), 503)
+        self.assertEqual(self.path.read_text(), TEXT)

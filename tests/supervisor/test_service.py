@@ -143,6 +143,11 @@ class TwoWorkersTests(SupervisorTestCase):
         self.assertEqual(results.count(412), 90)
         self.assertEqual({w.revision for w in self.supervisor.snapshot().workers}, {10})
 
+    async def test_more_workers_than_there_is_room_for_are_refused_before_anything_changes(self) -> None:
+        refused = self.supervisor.stage([], self.board.slots + 1)
+        self.assertEqual([problem.path for problem in refused], ["workers.count"])
+        self.assertIn(f"room for {self.board.slots} workers", refused[0].message)
+
     async def test_ready_as_long_as_one_worker_serves(self) -> None:
         self.assertTrue(self.supervisor.is_ready)
         for worker in self.supervisor.snapshot().workers[:1]:

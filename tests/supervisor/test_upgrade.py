@@ -112,6 +112,26 @@ class UpgradeTests(SynchronousTestCase):
         with self.assertRaises(ChangeRefused):
             fresh.start("x")
 
+    def test_who_has_left_starts_nothing_any_more(self) -> None:
+        self.upgrade.start("eve")
+        self.hear("ready", "caught_up", "serving")
+        with self.assertRaises(ChangeRefused) as caught:
+            self.upgrade.start("SIGUSR2")
+        self.assertEqual((caught.exception.status, self.upgrade.shown()["state"]), (503, "draining"))
+
+    def test_the_end_of_an_older_wire_is_no_end_of_this_one(self) -> None:
+        self.upgrade.start("eve")
+        older: Any = self.upgrade._wire
+        self.upgrade._heard({"failed": "no"})
+        self.upgrade.start("eve")
+        self.upgrade._lost(older)
+        self.clock.advance(2)
+        self.assertIs(self.upgrade.state, State.STARTING)
+        now: Any = self.upgrade._wire
+        self.upgrade._lost(now)
+        self.clock.advance(2)
+        self.assertIn("closed the wire", self.upgrade.shown()["reason"])
+
     def test_it_says_no(self) -> None:
         self.upgrade.start("eve")
         self.upgrade._heard({"failed": "x.toml:3: nope"})

@@ -319,6 +319,30 @@ def test_draining_shows_how_far_it_is(browser, proxy, part) -> None:
             operator.leave()
 
 
+def test_an_upgrade_and_new_workers_are_watched_to_their_end(browser, proxy, nginx_a) -> None:
+    """Started elsewhere: the page tells each, why one failed, and goes on by itself on the new version."""
+    config = f'[pools.web]\nservers = ["{nginx_a.address}"]\n[sites."*"]\n"/" = "web"\n'
+    made = proxy(config, workers=2)
+    made.wait_for(lambda: len(made.workers()) == 2, "both workers")
+    operator = Operator(browser, made)
+    operator.enter()
+    workers = operator.page.get_by_role("region", name="Workers")
+    expect(workers.locator(".renewal")).to_have_count(0)
+    made.ask("POST", "/api/v1/workers/restart", {})
+    expect(workers.locator(".renewal")).to_contain_text("2 of 2 workers replaced", timeout=20_000)
+
+    made.write(config.replace("pools.web", "pools.wrong"))
+    made.ask("POST", "/api/v1/upgrade", {})
+    expect(workers).to_contain_text(re.compile("Upgrade: failed, nothing was changed: .*wrong"), timeout=20_000)
+    made.write(config)
+    made.ask("POST", "/api/v1/upgrade", {})
+    expect(workers).to_contain_text(re.compile(r"Upgrade: version \S+ serves, the old one has left"), timeout=40_000)
+    made.follow(made.get("/api/v1/upgrade")["pid"])
+    expect(operator.page.get_by_text("live", exact=True)).to_be_visible()
+    assert axe(operator.page) == []
+    operator.leave()
+
+
 def test_ad_06_what_others_wrote_is_text(operator: Operator, nginx_a) -> None:
     """AD-06: markup in a reason or in a request shows as it is and does nothing, in the page and in the stories of requests."""
     markup = '<img src=x onerror="document.title=`taken`"><script>document.title=`taken`</script>'

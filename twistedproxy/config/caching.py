@@ -72,7 +72,7 @@ RouteCacheOrTtl = Annotated[
 class Cache(Section):
     """Where answers are kept, for all routes with `cache`. Nothing is made before there is one."""
 
-    memory: Annotated[int, kinds.size("1MiB", "1024GiB")] = key(
+    memory: Annotated[int, kinds.size("4MiB", "1024GiB")] = key(
         "64MiB", "For small answers, shared by all workers: one file of this size that is mapped into memory.", reload=LIVE
     )
     disk: Annotated[int, kinds.size("0B", "1048576GiB")] = key(

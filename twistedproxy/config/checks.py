@@ -36,8 +36,15 @@ def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote:
         _listeners(document, tree, origin, quote),
         tls_checks.check(document, tree, origin, quote),
         _logs(document, origin, quote),
+        _cache(document),
     )
     return [finding for sort in sorts for finding in itertools.islice(sort, MOST_OF_A_SORT)]
+
+
+def _cache(document: schema.File) -> Iterator[Finding]:
+    cache = document.cache
+    if "max_object" in cache.model_fields_set and 0 < cache.disk < cache.max_object:
+        yield ("cache", "max_object"), f"is larger than disk ({cache.disk} bytes), into which it would have to fit"
 
 
 def _table(value: Any, *keys: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from twistedproxy.config import compressing, routing, schema, tls
+from twistedproxy.config import caching, compressing, routing, schema, tls
 from twistedproxy.config.client_certs import ClientCertificate
 from twistedproxy.config.kinds import Kind, Section, ShortForm
 
@@ -46,6 +46,8 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("headers.request and headers.response", routing.Edits),
     ("[compress.NAME]", compressing.Compress),
     ("compress.NAME.level", compressing.Levels),
+    ("cache, of a site or a route", caching.RouteCache),
+    ("[cache]", caching.Cache),
     ("sticky, of a pool or a split", routing.Sticky),
     ("mirror, of a route", routing.Mirror),
     ('[tcp."ADDRESS"]', schema.TcpListener),

@@ -44,8 +44,8 @@ class Actions:
         self.mirror: Mirror | None = route.mirror
         self.cache: RouteCache | None = route.cache
         self.answer = _answer(route, matched)
-        self.kept: dict[tuple[bytes, bytes], Any] | None = {} if self._does_nothing_but_cache(route) else None
-        """Of a route that only keeps answers: those used lately as they go out, by (authority, target) as clients sent them."""
+        self.kept: dict[tuple[bytes, bytes, bool], Any] | None = {} if self._does_nothing_but_cache(route) else None
+        """Of a route that only keeps answers: those used lately as they go out, by (authority, target, is plain) as clients sent them."""
 
     def _does_nothing_but_cache(self, route: Route) -> bool:
         changes = self.split or self.maintenance or self.prefix or self.host or self.chain or self.mirror or self.answer

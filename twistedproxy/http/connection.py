@@ -54,7 +54,7 @@ class FrontConnection(Timed):
     """One client's HTTP/1 connection."""
 
     __slots__ = ("front", "transport", "client", "client_port", "exchange", "reading", "is_gone", "response_deadline",
-                 "_announced_local", "_buffer", "_partial", "_upload", "_requests", "_born", "_is_paused", "_is_looping")  # fmt: skip
+                 "_local", "_buffer", "_partial", "_upload", "_requests", "_born", "_is_paused", "_is_looping")  # fmt: skip
 
     resets_at_once: ClassVar[bool] = True
     """Nobody works for a client that is gone, whatever it sent before."""
@@ -65,7 +65,8 @@ class FrontConnection(Timed):
         self.transport = transport
         self.client = _NOBODY
         self.client_port = 0
-        self._announced_local: tuple[str, int] | None = None
+        self._local: tuple[str, int] | None = None
+        """What a PROXY header said, or the socket."""
         self.exchange: Exchange | None = None
         self.reading = _HEAD
         self.is_gone = False
@@ -98,7 +99,7 @@ class FrontConnection(Timed):
     def begin(self, ip: str, port: int, local: tuple[str, int] | None, data: bytes, tls: ClientTls | None = None) -> None:
         """Read requests from a client at `ip`; `data` came behind the PROXY header."""
         front, transport = self.front, self.transport
-        self._announced_local = local
+        self._local = local
         port_here = local[1] if local is not None else front.port or front.find_port(transport)
         self.client = Client(ip, port_here, bool(front.trusted) and front.trusted.contains(ip), tls)
         self.client_port = port
@@ -110,8 +111,11 @@ class FrontConnection(Timed):
 
     @property
     def local(self) -> tuple[str, int]:
-        """(IP, port) the client connected to."""
-        return self._announced_local or self.transport.local
+        """(IP, port) the client connected to; asked of the kernel once."""
+        local = self._local
+        if local is None:
+            local = self._local = self.transport.local
+        return local
 
     # Bytes from the client
 
@@ -251,11 +255,11 @@ class FrontConnection(Timed):
         if not self._is_paused:
             self._is_paused = True
             self.transport.pauseProducing()
-            self.transport.watch_hangup(self._hung_up)
+            self.transport.watch_hangup(self.peer_left)
             if self.reading is _BODY:
                 self.front.wheel.disarm(self)
 
-    def _hung_up(self) -> None:
+    def peer_left(self) -> None:
         """FIN came while nothing is read (faults F5): what a client that leaves has sent before its answer began is for nobody."""
         exchange = self.exchange
         if exchange is not None and exchange.state not in (State.RESPONDING, State.TUNNEL):

@@ -428,7 +428,7 @@ class Exchange:
         lease, decision, upstream = self._lease, self.decision, self._upstream
         assert lease is not None and decision is not None
         destination = decision.destination
-        retries = self._retries = self._retries or Retries(destination, self.head.get(b"x-retry-attempt") is not None)
+        retries = self._retries = self._retries or Retries(destination, self.head.get(b"x-retry-attempt") not in (None, b"0"))
         wait, self._retry_after_s = self._retry_after_s, 0.0
         if wait > LONGEST_WAIT_S or self.connection.is_gone:
             return False

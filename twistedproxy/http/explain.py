@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from twistedproxy.config.model import Route
+from twistedproxy.config.model import Route, RouteCache
 from twistedproxy.errors import ProxyError
 from twistedproxy.http.destination import cookie, key_function
 from twistedproxy.http.forwarding import Client
@@ -171,9 +171,29 @@ def _act(router: Router[Any], decision: Decision[Any], imagined: Imagined, answe
             return local
     if actions.answer is not None:
         return actions.answer(imagined)
+    if actions.cache is not None:
+        steps += _cached(head, actions.cache)
     if actions.mirror is not None:
         steps.append(f"{actions.mirror.percent:g}% of these requests are copied to pool {actions.mirror.pool!r}")
     return None
+
+
+def _cached(head: RequestHead, spec: RouteCache) -> list[str]:
+    """Whether the route's cache may be used, and by which settings; what lies in it is not looked at."""
+    from twistedproxy.http.cache import policy  # noqa: PLC0415 - what not everybody needs
+
+    bypass = policy.may_use(head, policy.Settings())
+    if bypass is not None:
+        return [f"the cache of this route is not used for this request: {bypass.value}"]
+    settings = [f"fresh for {spec.ttl_s:g} s" if spec.ttl_s is not None else "fresh for as long as the server says"]
+    if spec.stale_while_revalidate_s:
+        settings.append(f"stale for {spec.stale_while_revalidate_s:g} s while a new one is asked for")
+    if spec.stale_if_error_s:
+        settings.append(f"stale for {spec.stale_if_error_s:g} s when the server fails")
+    settings += [f"{status} for {seconds:g} s" for status, seconds in spec.negative]
+    if spec.heuristics:
+        settings.append("by Last-Modified where nothing else is said")
+    return [f"the cache of this route is asked first: {', '.join(settings)}"]
 
 
 def _pick(known: Known, route: Route, imagined: Imagined, answer: Explanation) -> str:

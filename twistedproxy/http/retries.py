@@ -132,5 +132,8 @@ def wait_asked_for(value: bytes | None, wall: float) -> float:
         return 0.0
     if value.isdigit() and len(value) < 10:
         return float(value)
-    parsed = parsedate(value.decode("latin-1"))
-    return NEVER if parsed is None else max(timegm(parsed) - wall, 0.0)
+    try:
+        parsed = parsedate(value.decode("latin-1"))
+        return NEVER if parsed is None else max(timegm(parsed) - wall, 0.0)
+    except (ValueError, OverflowError):  # a year that no calendar has
+        return NEVER

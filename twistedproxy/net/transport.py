@@ -234,13 +234,17 @@ class Transport(Timed):
         return self._recv(min(limit, READ_BYTES))
 
     def hold_reading(self) -> None:
-        """A splice waits for its sink: no reading, whatever the owner says."""
+        """A splice waits for its sink: no reading, whatever the owner says. One that asks for it by `peer_left` hears of FIN meanwhile."""
         if self.state is not _CLOSED:
             self.reactor.removeReader(self)
+            told = getattr(self.protocol, "peer_left", None)
+            if told is not None:
+                self._watch_for_fin(told)
 
     def release_reading(self) -> None:
         """The splice's sink has room again."""
         if self._read is _FLOWING:
+            self._on_hangup = None
             self.reactor.addReader(self)
 
     def await_writable(self) -> None:
@@ -533,8 +537,12 @@ class Transport(Timed):
 
         Needs `ProxyReactor`; under another reactor nothing is noticed before reading starts.
         """
+        if self._read is _PAUSED and self.state is _OPEN:
+            self._watch_for_fin(callback)
+
+    def _watch_for_fin(self, callback: Callable[[], None]) -> None:
         watch = getattr(self.reactor, "watch", None)
-        if watch is not None and self._read is _PAUSED and self.state is _OPEN:
+        if watch is not None:
             self._on_hangup = callback
             watch(self, select.EPOLLRDHUP)
 

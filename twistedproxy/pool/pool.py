@@ -28,6 +28,8 @@ from twistedproxy.pool.queue import Line, Queued
 from twistedproxy.pool.server import Outcome, Server
 from twistedproxy.pool.view import LONG_AGO, Nobody, View, no_server
 
+FULL_S = 0.001
+"""So long after a look that found every server full, newcomers join the line without another one."""
 REPORT_S = 1.0
 """Requests without failures are reported for ejection this often; failures at the next `take_failures`."""
 
@@ -117,6 +119,8 @@ class Pool:
         self._has_failures = False
         self._report_at = LONG_AGO
         self._is_handing_over = False
+        self._full_until = LONG_AGO
+        """Nobody needs to ask for those in line before."""
         self._freed: list[Server] = []
         self.tls: Any = None
         """How to connect with TLS (`net.tls_connector.TlsConnector`); None: without."""
@@ -286,7 +290,8 @@ class Pool:
     def _acquire_slowly(
         self, key: int, tried: frozenset[Server], waiter: Callable[[Lease | Refusal], None], now: float
     ) -> Lease | Refusal | Queued:
-        if self._waiters and self._serve(now) is Nobody.FULL and not tried:
+        # What came free here was handed over at once; for what comes free elsewhere a look now and then is enough.
+        if self._waiters and (now < self._full_until or self._serve(now) is Nobody.FULL) and not tried:
             return self._wait(key, tried, waiter)
         server = self._view.choose(key, now, tried, self._loads.is_full)
         if isinstance(server, Server):
@@ -312,6 +317,7 @@ class Pool:
         if self._is_handing_over:
             return None
         self._is_handing_over = True
+        self._full_until = LONG_AGO
         try:
             if now >= self._view.until:
                 self._view.look(self.servers, now)
@@ -326,6 +332,7 @@ class Pool:
                 elif server is Nobody.NONE:
                     queued.answer(no_server(self.name, self.servers, queued.tried, now))
                 elif not queued.tried:
+                    self._full_until = now + FULL_S
                     return Nobody.FULL
             return None
         finally:

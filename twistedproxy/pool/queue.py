@@ -6,6 +6,7 @@ such a request costs about as much as to serve it, and a client that asks again 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -85,8 +86,8 @@ class Line:
         self._served = 0
         self._pace = 0.0
         """Leases given per second, by the last two looks."""
-        self.places: dict[Queued, None] = {}
-        """In order of arrival; always the same object."""
+        self.places: OrderedDict[Queued, None] = OrderedDict()
+        """In order of arrival; always the same object. In a plain dict the way to the first leads past all who were before it."""
 
     def __len__(self) -> int:
         return len(self.places)

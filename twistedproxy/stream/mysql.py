@@ -166,7 +166,9 @@ class Renumbering:
         self._next_of_client = 2 if client_is_secure else 1
         self._next_of_server = 1 if client_is_secure else 2
         self._is_first = True
-        self._plugin = greeting.plugin
+        self._is_clients_turn = True
+        self._plugin = b""
+        """What the server switched to; until then it may be the greeting's or, if the account has another, the client's own choice."""
         self._scramble = greeting.scramble
         self._expects_password = False
         self._password = b""
@@ -177,6 +179,9 @@ class Renumbering:
             sequence, payload = found
             if sequence != self._next_of_client & 0xFF:
                 raise BadPacket(f"packet {sequence} where {self._next_of_client & 0xFF} was due")
+            if not self._is_clients_turn:  # it would make the server's answer look like a wrong one
+                raise BadPacket("sent a packet before the server had answered the one before")
+            self._is_clients_turn = False
             self._next_of_client += 1
             if self._is_first:
                 self._is_first = False
@@ -200,8 +205,9 @@ class Renumbering:
             if payload[0] == _SWITCH:
                 self._plugin, _, scramble = payload[1:].partition(b"\0")
                 self._scramble = scramble.removesuffix(b"\0")
-            elif payload == _FULL_AUTHENTICATION and self._plugin == _CACHING_SHA2 and self._is_secure:
+            elif payload == _FULL_AUTHENTICATION and self._plugin in (b"", _CACHING_SHA2) and self._is_secure:
                 self._expects_password = True
+            self._is_clients_turn = True
             self.is_over = payload[0] in (_OK, _ERR)
             self.to_client += packet(self._next_of_client, payload)
             self._next_of_client += 1

@@ -37,7 +37,7 @@ from twistedproxy.errors import (
 )
 from twistedproxy.net.connector import connect
 from twistedproxy.net.handshake import ClientHandshake, ServerHandshake
-from twistedproxy.net.sides import Plain
+from twistedproxy.net.sides import PeerSeen, Plain
 from twistedproxy.net.tls_connector import Connect
 from twistedproxy.net.transport import Transport
 from twistedproxy.pool.pool import Pool
@@ -118,7 +118,8 @@ class MysqlSession(Session):
         if error.cause is Cause.SERVER:
             self._finish(error, Outcome.FAILED if getattr(error, "blames_server", True) else Outcome.NEUTRAL)
         else:
-            self._front.metrics.rejected[error.reason] += 1
+            if error.cause is Cause.CLIENT:  # the others are counted at the end of every session
+                self._front.metrics.rejected[error.reason] += 1
             self._finish(error, Outcome.NEUTRAL)
 
     def _finish(self, error: ProxyError | None, outcome: Outcome, server: str = "") -> None:
@@ -128,6 +129,13 @@ class MysqlSession(Session):
 
 
 MysqlFront.session_class = MysqlSession
+
+
+class _LoginEnded(ServerClosed):
+    """The server has closed, or says what is not due, in the middle of a login. A client that waits for long or sends rubbish brings that
+    about, so it must not get the server ejected: nobody has logged in yet."""
+
+    blames_server = False
 
 
 class Login(Timed):
@@ -263,6 +271,9 @@ class Login(Timed):
         assert server is not None
         self._move(Step.SERVER)
         self._front.wheel.disarm(self)
+        if server.peer_seen() is not PeerSeen.SILENT:
+            self._fail(self._blame(False, "closed the connection or went on talking before the client had answered its greeting"))
+            return
         server.write(mysql.packet(1, self._request))
         if server.buffered or server.is_closed:
             self._fail(ServerTlsFailed(f"{self._address}: it took no request for TLS"))
@@ -391,7 +402,7 @@ class Login(Timed):
     def _blame(self, is_client: bool, what: str) -> ProxyError:
         if self.step is Step.GREETING and not is_client:
             return ConnectFailed(f"{self._address}: the MySQL server {what}")
-        error: ProxyError = ClientGone(f"the client {what}") if is_client else ServerClosed(f"{self._address}: the MySQL server {what}")
+        error: ProxyError = ClientGone(f"the client {what}") if is_client else _LoginEnded(f"{self._address}: the MySQL server {what}")
         error.phase = Phase.CONNECT
         return error
 

@@ -130,8 +130,7 @@ class Fleet:
         if self._is_stopping:
             return
         self._has_begun = True
-        for _ in range(self._wanted):
-            self._spawn(self._columns.take_slot())
+        self._fill()
 
     def _spawn(self, slot: int) -> None:
         self._respawns.pop(slot, None)
@@ -158,6 +157,7 @@ class Fleet:
             self._retiring.discard(worker.slot)
             del self._workers[worker.slot]
             self._columns.free_slot(worker.slot)
+            self._fill()  # if it had to wait for a slot
             return
         if self._is_stopping:
             self._columns.free_slot(worker.slot)  # the board may be a successor's by now
@@ -180,8 +180,23 @@ class Fleet:
         staying = sorted(self._workers.keys() - self._retiring - self._extra)
         for slot in staying[slots:]:
             self.retire(slot)
-        for _ in range(slots - len(staying)):
-            self._spawn(self._columns.take_slot())
+        self._fill()
+
+    def _fill(self) -> None:
+        """Start what is missing; those for which there is no slot start when older workers have finished."""
+        if not self._has_begun or self._is_stopping:
+            return
+        staying = self._workers.keys() - self._retiring - self._extra
+        for n in range(self._wanted - len(staying)):
+            try:
+                slot = self._columns.take_slot()
+            except ValueError as e:
+                self.log.warn(
+                    "{n} of {wanted} workers start when older ones have finished: {why}",
+                    n=self._wanted - len(staying) - n, wanted=self._wanted, why=str(e),
+                )  # fmt: skip
+                return
+            self._spawn(slot)
 
     def retire(self, slot: int) -> None:
         """Its worker finishes what it has, and gets no successor."""

@@ -95,7 +95,10 @@ class HandOver:
         except OSError as e:
             self.log.error("the journal cannot be opened again, changes are refused until a restart: {why}", why=str(e))
         if self._journal.revision != self._plane.revision:
-            self._plane.commit(self._plane.model, self._journal.revision, None)
+            # The other one has served for a moment, and has journaled.
+            current = self._operations.current
+            model = self._plane.model if current is None else self._journal.lay_over(current.model)[0]
+            self._plane.commit(model, self._journal.revision, None)
         self._operations.thaw()
         self.is_still = False
 

@@ -59,7 +59,7 @@ class Heir:
         self._house = house
         self.wire = Wire(self._heard, self._lost)
         self.has_moved_in = False
-        self._is_leaving = False
+        self._is_settled = False
         self._last: Mapping[str, Any] = {}
         self.left: Deferred[None] = Deferred()
         """Fires when the old supervisor is no more."""
@@ -81,7 +81,7 @@ class Heir:
         elif "yours" in word:
             self._move_in()
         elif "main" in word:
-            self._house.settled()
+            self._settle()
         elif "draining" in word:
             self._last = word
             self._house.elder(int(word["draining"]), word["statistics"])
@@ -104,11 +104,18 @@ class Heir:
             return
         self.wire.say({"serving": True})
 
+    def _settle(self) -> None:
+        if not self._is_settled:
+            self._is_settled = True
+            self._house.settled()
+
     def _lost(self) -> None:
         if not self.has_moved_in:
             self._house.give_up()
-        elif self._last.get("draining"):
-            # It ended before its connections did: killed. What its workers counted is cleared when they are gone.
-            self._reactor.callLater(ORPHANS_S, self._house.orphaned)
+        else:
+            self._settle()  # if it was killed before it could say that
+            if self._last.get("draining", 1):
+                # It ended before its connections did: killed. What its workers counted is cleared when they are gone.
+                self._reactor.callLater(ORPHANS_S, self._house.orphaned)
         self._house.elder(0, None)
         self.left.callback(None)

@@ -197,7 +197,7 @@ class Journal:
     def _before(self, first: int) -> Sequence[Record]:
         """The changes of the files that compaction put aside last."""
         older: list[Record] = []
-        for path in self._history()[:OLDER_FILES]:
+        for path in older_files(self.path)[:OLDER_FILES]:
             try:
                 with open(path, "rb") as f:
                     parsed = records.parse(f.read())
@@ -213,12 +213,6 @@ class Journal:
             if not first or len(older) >= KEPT_ENTRIES:
                 break
         return older
-
-    def _history(self) -> list[str]:
-        """Files of older changes, newest first."""
-        stem = self.path.removesuffix(".jsonl")
-        found = [(re.fullmatch(r"(\d+)-(\d+)", p[len(stem) + 1 : -6]), p) for p in glob.glob(glob.escape(stem) + "-*.jsonl")]
-        return [path for _, _, path in sorted(((int(m[1]), int(m[2]), path) for m, path in found if m), reverse=True)]
 
     def _set_aside(self, data: bytes, why: Corrupt) -> int:
         """Keep the unreadable file for people to look at; returns the highest revision that can be read in it."""
@@ -288,7 +282,7 @@ class Journal:
 
     def configuration_at(self, revision: int) -> tuple[str, Overrides] | None:
         text, overrides = None, None
-        for path in (self.path, *self._history()):
+        for path in (self.path, *older_files(self.path)):
             with open(path, "rb") as f:
                 parsed = records.parse(f.read())
             if parsed.first > revision:
@@ -397,27 +391,39 @@ class Journal:
             with contextlib.suppress(FileExistsError):
                 os.link(self.path, aside)
             os.rename(temporary, self.path)
-            sync_directory(os.path.dirname(self.path))
         except OSError:
             os.close(file)
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        # At once: whatever fails from here on, the next line must go where the name leads.
         os.close(self._file)
         self._file, self._length, self._first = file, len(fresh), self.revision
+        sync_directory(os.path.dirname(self.path))
 
     def read_again(self, *, is_ours: bool) -> None:
         """Another supervisor wrote; `is_ours`: it does not any more, so that we may. `OSError` when that cannot be."""
         self.close()
         self._is_ours = is_ours
-        self._records.clear()
-        self._overrides, self._text, self.revision = Overrides(), None, 0
-        self._open()
+        known = self._records, self._overrides, self._text, self.revision
+        self._records, self._overrides, self._text, self.revision = deque(maxlen=KEPT_ENTRIES), Overrides(), None, 0
+        try:
+            self._open()
+        except OSError:
+            self._records, self._overrides, self._text, self.revision = known
+            raise
 
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def older_files(path: str) -> list[str]:
+    """What compaction put aside, newest first."""
+    stem = path.removesuffix(".jsonl")
+    found = [(re.fullmatch(r"(\d+)-(\d+)", p[len(stem) + 1 : -6]), p) for p in glob.glob(glob.escape(stem) + "-*.jsonl")]
+    return [path for _, _, path in sorted(((int(m[1]), int(m[2]), path) for m, path in found if m), reverse=True)]
 
 
 def overrides_in(parsed: Parsed, revision: int) -> Overrides:

@@ -92,7 +92,7 @@ class Operations:
         self.is_file_busy = False
         """A successor reads the file."""
         self.reloads: Counter[str] = Counter({"success": 0, "refused": 0})
-        self._probation = Probation(reactor, plane, journal, wall, self.undo, self.confirm)
+        self._probation = Probation(reactor, plane, journal, wall, self._take_back, self.confirm)
         self.start = self._probation.start
         """Go on waiting for confirmations and watching what is guarded."""
         self.stop = self._probation.stop
@@ -181,16 +181,24 @@ class Operations:
         if self._file is None:
             raise ChangeRefused(409, "this proxy runs without a configuration file")
         self._check_open()
+        async with self._lock:
+            self._check(terms)
+            reloaded = await self._load(self._file, terms)
+        return await self._loaded(*reloaded)
+
+    async def _load(
+        self, file: ConfigurationFile, terms: Terms
+    ) -> tuple[Applied, Deferred[tuple[int, list[int]]] | None, Callable[[], None]]:
         try:
-            async with self._lock:
-                self._check(terms)
-                applied, acks, done = await self._replace(self._file.read(), terms)
+            return await self._replace(file.read(), terms)
         except ConfigurationError as e:
             if not terms.is_preview:
                 self.reloads["refused"] += 1
                 for problem in e.problems:
                     self.log.error("reload refused, nothing was changed: {problem}", problem=str(problem))
             raise
+
+    async def _loaded(self, applied: Applied, acks: Deferred[tuple[int, list[int]]] | None, done: Callable[[], None]) -> Applied:
         if acks is None:
             return applied
         applied = await self._finished(applied, acks)
@@ -205,8 +213,7 @@ class Operations:
         old = self.current
         if old is None:
             raise ChangeRefused(409, "this proxy runs without a configuration file")
-        if self.is_file_busy:
-            raise ChangeRefused(503, "nothing was changed: an upgrade is under way and reads the file; try again", retry_after_s=2)
+        self._check_file_is_free()
         configured, notes = keep_what_needs_a_restart(old.model, wanted.model)
         model, superseded = self._journal.lay_over(configured, revived)
         words = tuple(str(each) for each in superseded if not each.is_agreement)
@@ -240,6 +247,10 @@ class Operations:
             self.log.warn("the configuration file has overtaken a live change: {what}", what=word)
         return Applied(entry.revision, 0, 0, superseded=words, notes=notes, confirm_by=entry.confirm_by), acks, done
 
+    def _check_file_is_free(self) -> None:
+        if self.is_file_busy:
+            raise ChangeRefused(503, "nothing was changed: an upgrade is under way and reads the file; try again", retry_after_s=2)
+
     def check(self, text: str) -> None:
         if self._file is not None:
             self._file.check(text)
@@ -247,10 +258,18 @@ class Operations:
     # Back
 
     async def undo(self, revision: int, terms: Terms) -> Applied:
+        return await self._undo(revision, terms, lambda: True)
+
+    async def _take_back(self, revision: int, terms: Terms) -> Applied:
+        return await self._undo(revision, terms, lambda: self._probation.wants_back(revision))
+
+    async def _undo(self, revision: int, terms: Terms, is_due: Callable[[], bool]) -> Applied:
         done: Callable[[], None] = _nothing
         self._check_open()
         async with self._lock:
             self._check(terms)
+            if not is_due():
+                raise ChangeRefused(409, f"revision {revision} was confirmed or undone meanwhile")
             record = self._journal.record(revision)
             if record is None:
                 raise ChangeRefused(404, f"revision {revision} is not in the journal, or so old that it is not kept in memory")
@@ -324,19 +343,24 @@ class Operations:
         """Write the live values into the file, and reload it, so that they are the file's from then on."""
         if self._file is None:
             raise ChangeRefused(409, "this proxy runs without a configuration file")
-        self._check(terms)
-        on_disk = self._file.read()
-        text = adoption.edited(on_disk.text, on_disk.model, self._plane.model)
-        edit = adoption.unified_diff(on_disk.text, text, self._file.path)
-        if terms.is_preview or not edit:
-            return edit, None
-        again = self._file.parse(text)
-        left = [one["path"] for one in adoption.difference(again.model, self._plane.model) if not one["path"].endswith(".state")]
-        if left:
-            raise ChangeRefused(409, f"{', '.join(left)} cannot be written into the file by itself; edit it by hand")
-        path = self._file.path
-        await self._in_thread(lambda: adoption.write(path, on_disk.text, text))
-        return edit, await self.reload(replace(terms, expected_revision=None, reason=terms.reason or "live values adopted"))
+        self._check_open()
+        # One lock over all of it: a value that is set while the file is written would be overtaken by what the file got.
+        async with self._lock:
+            self._check(terms)
+            on_disk = self._file.read()
+            text = adoption.edited(on_disk.text, on_disk.model, self._plane.model)
+            edit = adoption.unified_diff(on_disk.text, text, self._file.path)
+            if terms.is_preview or not edit:
+                return edit, None
+            self._check_file_is_free()
+            again = self._file.parse(text)
+            left = [one["path"] for one in adoption.difference(again.model, self._plane.model) if not one["path"].endswith(".state")]
+            if left:
+                raise ChangeRefused(409, f"{', '.join(left)} cannot be written into the file by itself; edit it by hand")
+            path = self._file.path
+            await self._in_thread(lambda: adoption.write(path, on_disk.text, text))
+            reloaded = await self._load(self._file, replace(terms, reason=terms.reason or "live values adopted"))
+        return edit, await self._loaded(*reloaded)
 
 
 def _check_emptied(before: Model, after: Model) -> None:

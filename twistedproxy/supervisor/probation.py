@@ -107,6 +107,10 @@ class Probation:
         self._guard.forget(revision)
         self._ways_back.pop(revision, None)
 
+    def wants_back(self, revision: int) -> bool:
+        """Asked when its turn has come: a confirmation may have been first."""
+        return revision in self._ways_back
+
     def _ran_out(self, revision: int) -> None:
         self._take_back(revision, self._ways_back.get(revision, "not confirmed in time"))
 
@@ -118,6 +122,8 @@ class Probation:
         undone.addErrback(lambda failure: self._cannot_take_back(revision, failure))
 
     def _cannot_take_back(self, revision: int, failure: Any) -> None:
+        if revision not in self._ways_back:
+            return  # confirmed, or undone by somebody, while we waited for our turn
         refused = failure.value if failure.check(ChangeRefused) else None
         if refused is not None and refused.status == 503:
             # A full disk, most likely: the reason to take it back is as good as before.

@@ -175,7 +175,7 @@ class Purging:
         if not self._path:
             return
         fresh = f"{self._path}.new"
-        with open(fresh, "w", encoding="utf-8") as file:
+        with open(fresh, "w", encoding="utf-8", opener=_for_us) as file:
             json.dump({"purges": FORMAT, "all": [plain.encode(_observation(purge)) for purge in purges]}, file, separators=(",", ":"))
             file.flush()
             os.fsync(file.fileno())
@@ -201,6 +201,10 @@ class Purging:
             # What was purged is not known: then it must be everything.
             self.log.error("{path} cannot be read, everything in the cache counts as purged: {why}", path=self._path, why=str(e))
             return [CachePurged("all", "", self._now())]
+
+
+def _for_us(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _observation(purge: Purge) -> CachePurged:

@@ -66,6 +66,9 @@ class Board(Columns, Protocol):
 
     fd: int
 
+    @property
+    def slots(self) -> int: ...
+
 
 class Supervisor(Service):
     """Implements `config.control.Control` over a fleet of workers.
@@ -257,6 +260,9 @@ class Supervisor(Service):
     # Plane: what operations act on
 
     def stage(self, wanted: Sequence[Wanted], slots: int) -> Staged | list[Problem]:
+        if slots > self._board.slots:
+            message = f"this process has room for {self._board.slots} workers: upgrade or restart the proxy to have {slots}"
+            return [Problem("workers.count", message)]
         return self._sockets.stage(wanted, slots)
 
     def replace_listeners(self, staged: Staged, slots: int) -> Callable[[], None]:

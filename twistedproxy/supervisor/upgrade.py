@@ -174,6 +174,8 @@ class Upgrade:
         """`ChangeRefused` when there can be no upgrade now."""
         if self.is_under_way:
             raise ChangeRefused(409, f"an upgrade is under way already ({self.state.value}); wait until it is done or has failed")
+        if self.state is State.DRAINING and self._successor is not None:
+            raise ChangeRefused(503, "a new version has taken over, ask that one", retry_after_s=1)
         if self._is_freezing:
             raise ChangeRefused(409, "the upgrade before is not cleared away yet; try again in some seconds")
         if self._plane.is_stopping:
@@ -198,8 +200,8 @@ class Upgrade:
         null = null_device()
         files: dict[int, Any] = {0: null, 1: 1, 2: "r", 3: theirs.fileno()} | {number: fd for fd, number in numbers.items()}
         self._successor = _Successor(self._ended)
-        self._wire = Wire(self._heard, self._lost)
-        self._wire.attach(self._reactor, ours)
+        wire = self._wire = Wire(self._heard, lambda: self._lost(wire))
+        wire.attach(self._reactor, ours)
         try:
             process = self._reactor.spawnProcess(
                 self._successor, launch.command[0], launch.command, env={**launch.environment, VARIABLE: "3"}, path=launch.directory,
@@ -209,7 +211,7 @@ class Upgrade:
             theirs.close()
             os.close(null)
         self._facts["pid"] = process.pid
-        self._wire.say(launch.estate.renumbered(numbers).to_plain())
+        wire.say(launch.estate.renumbered(numbers).to_plain())
 
     def _heard(self, word: Mapping[str, Any]) -> None:
         if "failed" in word and self.is_under_way:
@@ -266,7 +268,9 @@ class Upgrade:
 
     # When it does not work
 
-    def _lost(self) -> None:
+    def _lost(self, wire: Wire) -> None:
+        if wire is not self._wire:
+            return  # that of an upgrade before this one
         self._wire = None
         if self.is_under_way and self._successor is not None:
             # Its last words are on their way; if it only closed the wire, it is no successor any more.

@@ -99,10 +99,13 @@ class Caches:
             neighbours.heard(word)
 
         try:
-            neighbours = Neighbours(board.fills, Doorbell(self._reactor, os.path.join(spec.directory, "doorbells"), board.slot, heard))
+            bell = Doorbell(self._reactor, os.path.join(spec.directory, "doorbells"), board.slot, heard)
         except OSError as error:
             _log.warn("workers cannot speak with one another, and each asks the servers for itself: {why}", why=str(error))
             return None
+        neighbours = Neighbours(board.fills, bell)
+        # Otherwise the reactor drops it as it ends, which looks like a failure.
+        self._reactor.addSystemEventTrigger("before", "shutdown", bell.stop)
         return neighbours
 
     def _store(self, spec: CacheSpec) -> Store:

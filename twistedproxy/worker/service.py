@@ -21,9 +21,8 @@ from twisted.logger import Logger
 
 from twistedproxy.clock import TICK_S, Wheel
 from twistedproxy.config import changes
-from twistedproxy.config.model import AdminState, Endpoint, HttpListener, Model, endpoint
+from twistedproxy.config.model import Endpoint, HttpListener, Model, endpoint
 from twistedproxy.config.model import Pool as PoolSpec
-from twistedproxy.errors import Drained
 from twistedproxy.http.front import HttpFront
 from twistedproxy.http.mirror import Mirrors
 from twistedproxy.http.stories import Stories
@@ -31,9 +30,9 @@ from twistedproxy.net.sparse import SparseLog
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
-from twistedproxy.pool.server import Server
 from twistedproxy.worker.answers import Answers
 from twistedproxy.worker.fronts import FrontParts, http_front, stream_front
+from twistedproxy.worker.maintenance import Cuts, cut_sessions
 from twistedproxy.worker.overload import Load
 from twistedproxy.worker.places import Front, ListenerSpec, Place, share
 from twistedproxy.worker.routers import Routers
@@ -95,8 +94,7 @@ class Worker:
         self._access_log: AccessLog | None = None
         self._log_lines_dropped = 0
         """By access logs that are closed."""
-        self._cuts: dict[tuple[str, str], Any] = {}
-        """Servers in maintenance whose sessions will be cut, with the timer."""
+        self._cuts = Cuts(reactor, self.pools)
         self._is_draining = False
         self._drain_timers: list[Any] = []
         self._crash_log = SparseLog(_log, self._seconds, every_s=1.0)
@@ -130,7 +128,7 @@ class Worker:
         self._load.configure(model.shedding, slots)
         for name in self.pools.keys() - model.pools.keys():
             del self.pools[name]  # nothing leads to it any more; the leases that are out hold it until they end
-        self._mind_maintenance()
+        self._cuts.follow(model)
         if self._tls is not None:
             self._tls.configure(model, self.pools, self._fronts())
         self._configure_routes(model)
@@ -223,38 +221,17 @@ class Worker:
     def apply(self, change: changes.Change, revision: int) -> None:
         """Apply one change; `ChangeRefused` when this worker's model is not the one it was made for."""
         model = changes.apply(self.model, change)
-        parts = change.changes if isinstance(change, changes.Batch) else (change,)
-        removed = [self._find(part.pool, part.server) for part in parts if isinstance(part, changes.RemoveServer) and part.now]
+        removed = self._cuts.at_once(change)
         before, self.model = self.model, model
         for name, spec in model.pools.items():
             if spec is not before.pools.get(name):
                 self._configure_pool(spec)
         for found in removed:  # out of its pool by now, so that the places that come free there go to nobody
-            _cut_sessions(found, "was removed")
-        self._mind_maintenance()
+            cut_sessions(found, "was removed")
+        self._cuts.follow(model)
         if model.sites is not before.sites:
             self._configure_routes(model)
         self.revision = revision
-
-    def _mind_maintenance(self) -> None:
-        """Sessions on a server in maintenance are cut after `drain_tcp`, removed or not, unless it leaves maintenance before."""
-        wanted = {
-            (pool.name, server.address) for pool in self.model.pools.values() for server in pool.servers if server.state is AdminState.MAINT
-        }
-        back = {(pool.name, server.address) for pool in self.model.pools.values() for server in pool.servers} - wanted
-        for key in [key for key, timer in self._cuts.items() if key in back or (key not in wanted and not timer.active())]:
-            timer = self._cuts.pop(key)
-            if timer.active():
-                timer.cancel()
-        for key in wanted - self._cuts.keys():
-            delay = self.model.timeouts.drain_tcp_s
-            self._cuts[key] = self._reactor.callLater(delay, _cut_sessions, self._find(*key), "is in maintenance")
-
-    def _find(self, pool_name: str, address: str) -> tuple[Pool, Server] | None:
-        """A server with its pool, to be remembered beyond its removal."""
-        pool = self.pools.get(pool_name)
-        server = pool.server(address) if pool is not None else None
-        return None if pool is None or server is None else (pool, server)
 
     def observe(self, observations: Iterable[changes.Observation]) -> None:
         """Take facts of the moment in; those about servers that are not here (any more) are passed over."""
@@ -359,8 +336,7 @@ class Worker:
                 place.stop()
                 place.front.drain()
         timeouts = self.model.timeouts
-        longest = max(timeouts.drain_http_s, timeouts.drain_tcp_s)
-        for limit, act in ((timeouts.drain_http_s, self._cut_http), (longest, self._cut_all)):
+        for limit, act in ((timeouts.drain_http_s, self._cut_http), (max(timeouts.drain_http_s, timeouts.drain_tcp_s), self._cut_all)):
             self._drain_timers.append(self._reactor.callLater(limit if limit_s is None else min(limit, limit_s), act))
 
     def _cut_http(self) -> None:
@@ -375,9 +351,10 @@ class Worker:
     def _finish(self) -> None:
         if self._tick_timer is None:
             return
-        for timer in (self._tick_timer, self._queue_timer, *self._drain_timers, *self._cuts.values()):
+        for timer in (self._tick_timer, self._queue_timer, *self._drain_timers):
             if timer is not None and timer.active():
                 timer.cancel()
+        self._cuts.stop()
         self._tick_timer = None
         self._load.stop()
         self._beat()
@@ -400,12 +377,6 @@ def _cut(fronts: Sequence[Front]) -> None:
         _log.warn("{count} connections were still open at the end of their time to finish and are cut", count=count)
     for front in fronts:
         front.cut()
-
-
-def _cut_sessions(found: tuple[Pool, Server] | None, why: str) -> None:
-    if found is not None:
-        pool, server = found
-        pool.cut(server, Drained(f"server {server.address} of pool {pool.name!r} {why}"))
 
 
 def _endpoints(seen: changes.Resolved) -> list[Endpoint]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.http.cache.policy import Refused
-from twistedproxy.http.cache.status import Forwarded, forwarded, hit, identity
+from twistedproxy.http.cache.status import Forwarded, forwarded, hit, identity, marked
+from twistedproxy.http.head import RESPONSE_LIMITS, parse_response
 
 
 class StatusTests(SynchronousTestCase):
@@ -32,3 +33,18 @@ class StatusTests(SynchronousTestCase):
         self.assertEqual(identity(b"1edge"), b'"1edge"')
         self.assertEqual(identity(b'a "b" \\ \r\nX: y'), b'"a \\"b\\" \\\\ X: y"')
         self.assertEqual(hit(1, detail="a b\u1234"), b'Cache-Status: revproxy; hit; ttl=1; detail="a b?"\r\n')
+
+    def test_an_answer_with_its_line(self) -> None:
+        """Whatever looks at the answer afterwards sees our line behind another cache's, as one that the server sent; it can be removed."""
+        head = parse_response(b"HTTP/1.1 203 OK\r\nCache-Status: edge; hit\r\nContent-Length: 3\r\n\r\n", RESPONSE_LIMITS)
+        bare = parse_response(b"HTTP/1.1 203 OK\r\nContent-Length: 3\r\n\r\n", RESPONSE_LIMITS)
+        assert head is not None and bare is not None
+        line = forwarded(Forwarded.METHOD)
+        both, ours = marked(head, line), marked(bare, line)
+        self.assertEqual(both.get_all(b"cache-status"), [b"edge; hit", b"revproxy; fwd=method"])
+        self.assertEqual((both.get(b"cache-status"), ours.get(b"cache-status")), (b"edge; hit", b"revproxy; fwd=method"))
+        self.assertEqual(list(ours.fields()), [(b"Content-Length", b"3"), (b"Cache-Status", b"revproxy; fwd=method")])
+        self.assertEqual((ours.status, ours.minor, ours.content_length, ours.get(b"x")), (203, 1, 3, None))
+        written = ours.write_h1(None, 0, (), b"\r\n")
+        self.assertEqual(written, b"HTTP/1.1 203 OK\r\nContent-Length: 3\r\nCache-Status: revproxy; fwd=method\r\n\r\n")
+        self.assertNotIn(b"revproxy", both.write_h1(None, 0, (b"cache-status",), b"\r\n"))

@@ -2,6 +2,7 @@
 
 import { html, render, useEffect, useReducer, useRef, useState } from "./vendor/htm-preact.js";
 import { Refused, ask, token } from "./api.js";
+import { Cache } from "./cache.js";
 import { Changes, inOneLine } from "./changes.js";
 import { Chart } from "./charts.js";
 import { duration, milliseconds, number } from "./figures.js";
@@ -9,6 +10,7 @@ import { Differences, Mirrors } from "./file.js";
 import { Lookup } from "./lookup.js";
 import { Icon, Pool } from "./pools.js";
 import { Proposal, send } from "./proposal.js";
+import { Renewals } from "./renewal.js";
 import { Shifts, Sites } from "./sites.js";
 import { Proxy } from "./state.js";
 
@@ -131,8 +133,9 @@ function Dashboard({ leave }) {
           <${Changes} changes=${now.changes} offers=${now.offers} propose=${propose} />
           ${now.sites && html`<${Sites} sites=${now.sites} offers=${now.offers} exposure=${now.exposure} pending=${proposal} propose=${propose} />`}
           ${now.shifts.length > 0 && html`<${Shifts} shifts=${now.shifts} offers=${now.offers} propose=${propose} />`}
+          ${(now.stats?.cache ?? now.status?.cache) && html`<${Cache} totals=${now.stats?.cache ?? now.status.cache} offers=${now.offers} />`}
           ${now.status?.certificates?.length > 0 && html`<${Certificates} certificates=${now.status.certificates} />`}
-          ${now.status && html`<${Workers} status=${now.status} traffic=${now.traffic} />`}
+          ${now.status && html`<${Workers} status=${now.status} rotation=${now.rotation} traffic=${now.traffic} />`}
           ${now.status && html`<${Listeners} status=${now.status} stats=${now.stats} traffic=${now.traffic} />`}
         </div>
       </div>
@@ -224,9 +227,10 @@ function Charts({ series }) {
   </div>`;
 }
 
-function Workers({ status, traffic }) {
+function Workers({ status, rotation, traffic }) {
   return html`<section class="card" aria-labelledby="workers">
     <header><h2 id="workers">Workers</h2></header>
+    <${Renewals} upgrade=${status.upgrade} rotation=${rotation} />
     <table class="plain">
       <thead><tr><th scope="col">Worker</th><th scope="col" class="right">Open</th><th scope="col" class="right">Per s</th><th scope="col" class="right">Lag</th><th scope="col" class="right">Rev.</th></tr></thead>
       <tbody>${status.workers.map(

@@ -157,6 +157,13 @@ export function number(n, digits = 0) {
   return n.toFixed(n < 10 && n % 1 ? Math.max(digits, 1) : digits);
 }
 
+export function size(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let [n, unit] = [bytes ?? 0, 0];
+  while (n >= 1024 && unit < units.length - 1) [n, unit] = [n / 1024, unit + 1];
+  return `${n < 10 && unit ? n.toFixed(1) : n.toFixed(0)} ${units[unit]}`;
+}
+
 export function percent(part, digits = 0) {
   if (part === null || part === undefined) return "–";
   const shown = (100 * part).toFixed(digits);

@@ -3,12 +3,14 @@
 import { Offers, Refused, ask, follow } from "./api.js";
 import { Series, Traffic } from "./figures.js";
 import { inOneLine } from "./changes.js";
+import { rotationInWords, upgradeInWords } from "./renewal.js";
 
 const REFRESH_MS = 5000;
 const SITES = "/api/v1/sites";
 const SHIFTS = "/api/v1/shifts";
 const DIFF = "/api/v1/config/diff";
 const MIRRORS = "/api/v1/mirrors";
+const ROTATION = "/api/v1/workers/restart";
 const EXPOSURE_MS = 10_000;
 
 export class Proxy {
@@ -28,6 +30,7 @@ export class Proxy {
     this.changes = [];
     this.differences = null; // live values against the file, as of `diffOf`
     this.mirrors = [];
+    this.rotation = null; // the latest replacement of workers
     this.mostOpen = new Map(); // by server that is leaving: the most connections since it began
     this.stats = null;
     this.etag = null;
@@ -87,8 +90,8 @@ export class Proxy {
   async #load() {
     try {
       const wanted = ["/api/v1/status", "/api/v1/changes", "/api/v1/pools"].map((path) => ask("GET", path));
-      for (const path of [SITES, SHIFTS, MIRRORS]) wanted.push(this.offers.has("GET", path) ? ask("GET", path) : null);
-      const [status, changes, pools, sites, shifts, mirrors] = await Promise.all(wanted);
+      for (const path of [SITES, SHIFTS, MIRRORS, ROTATION]) wanted.push(this.offers.has("GET", path) ? ask("GET", path) : null);
+      const [status, changes, pools, sites, shifts, mirrors, rotation] = await Promise.all(wanted);
       this.status = status.data;
       this.changes = changes.data.changes;
       this.pools = pools.data.pools;
@@ -96,6 +99,7 @@ export class Proxy {
       this.sites = sites ? sites.data.sites : null;
       this.shifts = shifts?.data.shifts ?? [];
       this.mirrors = mirrors?.data.mirrors ?? [];
+      this.rotation = rotation?.data ?? null;
       this.#countSplits();
       this.#seeLeaving();
       await this.#compare();
@@ -143,6 +147,8 @@ export class Proxy {
     } else {
       if (kind === "change") this.announce(`Revision ${data.revision} by ${data.by}: ${inOneLine(data.change)}`);
       if (kind === "health" && data.health) this.announce(`${data.server} in ${data.pool} is ${data.health}: ${data.reason}`);
+      if (kind === "upgrade") this.announce(upgradeInWords(data));
+      if (kind === "rotation") this.announce(rotationInWords(data));
       this.refresh();
     }
     this.changed();

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -40,6 +41,8 @@ PASSED_ON_FOR_S = 30.0
 PASSED_ON_AFTER_ERROR_S = 1.0
 """The same after an error, which one bad request can provoke (CA-06)."""
 MOST_PASSED_ON = 10_000
+SURELY_FITS = 4096
+"""With so many bytes of fields the meta of an answer has less than `MAX_META`, whatever its URL and what it was chosen by."""
 
 
 def _coded_key(entry: Entry, coding: str) -> bytes:
@@ -47,6 +50,7 @@ def _coded_key(entry: Entry, coding: str) -> bytes:
     return blake2b(b"%b %b %.6f" % (entry.key, coding.encode(), entry.stored.stored_at), digest_size=keys.DIGEST_SIZE).digest()
 
 
+@lru_cache(maxsize=1024)
 def _scope(site: str, path: str, pool: str) -> bytes:
     return f"{site} {path} {pool}".encode()
 
@@ -227,14 +231,15 @@ class Cache:
 
     def entry_for(self, fill: Fill, head: ResponseHead, freshness: policy.Freshness, now: float) -> Entry | None:
         """What `fill` will keep, under the key of its variant; None: what it varies by is too much."""
-        known = self._get(fill.primary)
-        variants = known.variants if isinstance(known, VariantList) else keys.Variants()
-        names = variants.widened(freshness.vary)
+        names: tuple[bytes, ...] | None = ()
+        if freshness.vary or fill.key != fill.primary:  # else there were no variants when it was asked for, and this is none
+            known = self._get(fill.primary)
+            names = (known.variants if isinstance(known, VariantList) else keys.Variants()).widened(freshness.vary)
         stored = policy.store(fill.request, head, freshness, now, names) if names is not None else None
         if stored is None or names is None:
             return None
         entry = Entry(keys.variant(fill.primary, names, stored.selecting), stored, fill.url, fill.asked_at)
-        if len(entry.url) > MAX_URL or len(entry.to_meta()) > MAX_META:
+        if len(entry.url) > MAX_URL or (len(stored.block) > SURELY_FITS and len(entry.to_meta()) > MAX_META):
             return None
         self.chose(fill, entry)
         return entry

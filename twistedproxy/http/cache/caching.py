@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twistedproxy.errors import OnlyIfCached, ProxyError
 from twistedproxy.http.cache import conditional, freshen, keys, policy, ranges
@@ -26,11 +26,10 @@ from twistedproxy.http.cache.fills import Fill, FillState
 from twistedproxy.http.cache.neighbours import RemoteFill
 from twistedproxy.http.cache.ready import make_ready, parse_kept
 from twistedproxy.http.cache.sending import SendingExchange
-from twistedproxy.http.cache.status import Forwarded, forwarded, hit
+from twistedproxy.http.cache.status import Forwarded, forwarded, hit, marked
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import State
 from twistedproxy.http.messages import CHUNKED, NO_BODY, Kind, LocalResponse, RequestHead, ResponseHead
-from twistedproxy.http.middleware.chain import EditedHead, Edits
 from twistedproxy.http.middleware.compression import Plan, as_planned
 from twistedproxy.http.routes import Decision
 
@@ -145,7 +144,8 @@ class CachingExchange(SendingExchange):
 
     def _wait(self, decision: Decision[Destination]) -> None:
         """Until the fill says more: a leader as long as any request, others not longer than `PATIENCE_S`."""
-        self.state = State.QUEUED
+        if self.state is not State.QUEUED:
+            self.state = State.QUEUED
         self._is_following = True
         deadline = self.started + decision.destination.timeouts.request_s
         self.connection.await_response(deadline if self._leads else min(deadline, self.front.seconds() + PATIENCE_S))
@@ -158,7 +158,11 @@ class CachingExchange(SendingExchange):
         elif self._leads and isinstance(fill, Fill):
             fill.fetch.deadline_passed()  # so that all are told, and get the copy that was there if they may
         elif self.front.seconds() >= self.started + decision.destination.timeouts.request_s:
-            super().deadline_passed()
+            stale = fill.stale
+            if stale is not None and policy.may_serve_on_error(stale.stored, self.head, self.cache.now()):
+                self.fill_renewed(stale)
+            else:
+                super().deadline_passed()
         else:
             self._leave_fill()
             self.cache.give_up(fill)
@@ -204,15 +208,17 @@ class CachingExchange(SendingExchange):
             if fill.length >= 0 and self._is_answered_with_less(entry, now, line):
                 return
         if self._leads and fill.head is not None:
-            head = marked(fill.head, line, self)  # with what is for this client alone, and not kept
+            head = marked(fill.head, line)  # with what is for this client alone, and not kept
         else:
             assert entry is not None
             head = parse_kept(entry.stored.head(now, extra=line))
         first = fill.read(0)
         self.position = len(first)
         length = fill.length if fill.length >= 0 or entry is None else CHUNKED
-        self._give(head, length, first, fill.is_complete and fill.size == len(first))
-        self._pump()
+        is_whole = fill.is_complete and fill.size == len(first)
+        self._give(head, length, first, is_whole)
+        if not is_whole:
+            self._pump()
 
     def hear_interim(self, head: ResponseHead) -> None:
         """A 1xx came on the way to the answer that this request asked for."""
@@ -287,7 +293,7 @@ class CachingExchange(SendingExchange):
         """A server's own answer to this request."""
         self.cache.invalidate(self, head)
         if self._why is not None:
-            head = marked(head, forwarded(self._why, status=head.status, detail=self._detail), self)
+            head = marked(head, forwarded(self._why, status=head.status, detail=self._detail))
         super().respond(head, length, body, is_done)
 
     def _try_for_better(self, status: int) -> bool:
@@ -397,13 +403,6 @@ class CachingExchange(SendingExchange):
         if self._result:
             self.cache.count(self.site, self._result)
         self._leave_fill()
-
-
-def marked(head: ResponseHead, line: bytes, exchange: Any) -> ResponseHead:
-    """`head` with our Cache-Status behind those of other caches."""
-    value = line[14:-2]
-    edited: Any = EditedHead(head, Edits(add=[(b"Cache-Status", lambda exchange: value)]), exchange)
-    return edited  # type: ignore[no-any-return]
 
 
 def has_conditions(head: RequestHead) -> bool:

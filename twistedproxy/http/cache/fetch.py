@@ -83,11 +83,11 @@ class Fetch(ActingExchange):
     def begin_fetch(self, destination: Any, conditions: tuple[tuple[bytes, bytes], ...]) -> None:
         """Ask for the whole thing, whatever part of it the first client wants; with `conditions`, only if it has changed."""
         self.destination = destination
-        edits = Edits(
-            put=[(name, _constant(value)) for name, value in conditions],
-            remove=[name for name in freshen.FILL_REMOVES if self.leader.outgoing.get(name) is not None],
-        )
-        outgoing: Any = EditedHead(self.leader.outgoing, edits, self.leader) if edits else self.leader.outgoing
+        outgoing: Any = self.leader.outgoing
+        remove = [name for name in freshen.FILL_REMOVES if outgoing.get(name) is not None]
+        if conditions or remove:
+            put = [(name, _constant(value)) for name, value in conditions]
+            outgoing = EditedHead(outgoing, Edits(put=put, remove=remove), self.leader)
         self.outgoing = outgoing
         timeouts = destination.timeouts
         self.response_idle_s = timeouts.response_idle_s
@@ -115,7 +115,7 @@ class Fetch(ActingExchange):
         if is_done:
             self._finish()
         fill.answered(head, length, body, is_done)
-        if not fill.is_open:
+        if not is_done and not fill.is_open:
             self._finish()
 
     def response_data(self, data: bytes, is_done: bool) -> None:

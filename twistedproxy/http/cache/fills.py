@@ -36,7 +36,7 @@ WORTH_FINISHING = 1024 * 1024
 """When all followers have left, a fill goes on if it has at most so much to go, or has more than half."""
 
 
-class FillState(enum.Enum):
+class FillState(enum.StrEnum):
     ASKING = "asking"
     KEEPING = "keeping"
     PASSING = "passing"
@@ -259,7 +259,7 @@ class Fill:
     def _release_others(self, entry: Entry) -> None:
         """Followers whose requests choose another variant."""
         for follower in self._all():
-            if not follower.chooses(entry):
+            if follower is not self.fetch.leader and not follower.chooses(entry):
                 self.followers.pop(follower, None)
                 follower.fill_released()
 

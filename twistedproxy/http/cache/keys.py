@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import lru_cache
 from hashlib import blake2b
 
 from twistedproxy.http.messages import RequestHead, ResponseHead
@@ -42,6 +43,7 @@ def origin(scheme: bytes, authority: bytes) -> tuple[bytes, bytes]:
     return scheme, _authority(scheme, authority)
 
 
+@lru_cache(maxsize=1024)
 def _authority(scheme: bytes, authority: bytes) -> bytes:
     """Lower case, without the scheme's own port and without a trailing dot."""
     authority = authority.lower()

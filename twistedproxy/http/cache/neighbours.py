@@ -203,6 +203,7 @@ class RemoteFill(Timed):
 
     head = None
     refused = None
+    stale: Entry | None = None
     is_forgotten = False
 
     def __init__(self, cache: Cache, key: bytes, primary: bytes, neighbours: Neighbours) -> None:

@@ -74,10 +74,13 @@ class Purges:
         """Nothing happens when it is known: whoever is told everything anew has not been told of new purges."""
         purges = self._purges
         key = (purge.by, purge.what, purge.is_soft)
-        before = purges.pop(key, None)
-        if before is not None and before.at >= purge.at:
-            purges[key] = before
-            return
+        before = purges.get(key)
+        if before is not None:
+            if before.at >= purge.at:
+                return
+            del purges[key]  # it goes to the end, among those that came last
+        if purge.by == "all" and not purge.is_soft:
+            purges = self._purges = {key: other for key, other in purges.items() if other.at > purge.at}
         purges[key] = purge
         self.count += 1
         if len(purges) > MOST:

@@ -10,9 +10,14 @@ The key is never shown: it would tell what else to ask for.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
+
+from twistedproxy.http.messages import ResponseHead
 
 NAME = b"Cache-Status"
+_LOWER_NAME = NAME.lower()
 DEFAULT_IDENTITY = b"revproxy"
 _TOKEN = re.compile(rb"[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/-]*+")
 
@@ -57,7 +62,7 @@ def forwarded(
 ) -> bytes:
     """The field line of an answer that a server was asked for; `status` is the server's, where it is not the one the client gets.
     `collapsed`: another request's answer served this one too."""
-    parts = [b"Cache-Status: %b; fwd=%b" % (name, why.value.encode("ascii"))]
+    parts = [b"Cache-Status: %b; fwd=%b" % (name, why.encode("ascii"))]
     if status is not None:
         parts.append(b"fwd-status=%d" % status)
     if stored:
@@ -65,7 +70,7 @@ def forwarded(
     if collapsed:
         parts.append(b"collapsed")
     if ttl_s is not None:
-        parts.append(b"ttl=%d" % _floor(ttl_s))
+        parts.append(b"ttl=%d" % (ttl_s // 1 if -_MOST < ttl_s < _MOST else _floor(ttl_s)))
     if detail:
         parts.append(b"detail=%b" % identity(detail.encode("latin-1", "replace")))
     return b"; ".join(parts) + b"\r\n"
@@ -77,3 +82,43 @@ _MOST = 999_999_999_999
 def _floor(seconds: float) -> int:
     """Whole seconds, rounded down, so that ``ttl=0`` is still fresh and ``ttl=-1`` is not."""
     return max(-_MOST, min(_MOST, int(seconds // 1)))
+
+
+def marked(head: ResponseHead, line: bytes) -> ResponseHead:
+    """`head` with our Cache-Status `line` behind those of other caches."""
+    found: Any = Marked(head, line)
+    return found  # type: ignore[no-any-return]
+
+
+class Marked:
+    """A head with one more line, as `EditedHead` would have it, at a fraction of the cost: every answer of a server gets one."""
+
+    __slots__ = ("_inside", "_line", "minor", "status")
+
+    def __init__(self, inside: ResponseHead, line: bytes) -> None:
+        self._inside = inside
+        self._line = line
+        self.minor = inside.minor
+        self.status = inside.status
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inside, name)
+
+    @property
+    def _value(self) -> bytes:
+        return self._line[len(NAME) + 2 : -2]
+
+    def get(self, name: bytes) -> bytes | None:
+        found: bytes | None = self._inside.get(name)
+        return self._value if found is None and name == _LOWER_NAME else found
+
+    def get_all(self, name: bytes) -> list[bytes]:
+        found: list[bytes] = self._inside.get_all(name)
+        return [*found, self._value] if name == _LOWER_NAME else found
+
+    def fields(self) -> Iterator[tuple[bytes, bytes]]:
+        yield from self._inside.fields()
+        yield NAME, self._value
+
+    def write_h1(self, start_line: bytes | None, drop: int, remove: tuple[bytes, ...], tail: bytes) -> bytes:
+        return self._inside.write_h1(start_line, drop, remove, tail if _LOWER_NAME in remove else self._line + tail)

@@ -142,6 +142,8 @@ class Stored:
         """The same with its body complete at `received` bytes. Raises ValueError when another length was announced (CA-07)."""
         if self.body_length not in (_UNKNOWN, received):
             raise ValueError(f"{received} bytes came of {self.body_length} announced: not the whole answer")
+        if self.body_length == received:
+            return self
         return self._changed(body_length=received)
 
     def soft_purged(self, now: float) -> Stored:

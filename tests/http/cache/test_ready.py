@@ -1,0 +1,131 @@
+"""The short way to a kept answer gives what the long way gives, to those who may have it, and to nobody else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from cache_workers import FRESH, CachingCase, Worker
+
+from twistedproxy.http.cache import cache, keys, ready
+
+ETAG = b'ETag: "1"'
+VARY = b"Vary: Accept-Encoding"
+
+
+class ReadyTests(CachingCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.took: list[bool] = []
+        """Whether each request went the short way, in order."""
+        self.is_open = True
+        self.exchange: Any = None
+
+        def watched(cache: Any, exchange: Any, table: Any) -> bool:
+            self.exchange, self.table = exchange, table
+            self.took.append(self.is_open and ready.is_given_at_once(cache, exchange, table))
+            return self.took[-1]
+
+        self.patch(cache, "is_given_at_once", watched)
+
+    def ask(self, worker: Worker, *lines: bytes, short: bool, **how: Any) -> Any:
+        """An answer from the cache, by the one way or the other."""
+        self.is_open = short
+        answer = worker.ask(*lines, **how)
+        self.assertEqual(self.took[-1], short, lines)
+        return answer
+
+    def test_the_short_way_says_what_the_long_way_says(self) -> None:
+        """Plain hits, hits of one variant of several, and 304s: the same bytes, short or long, and each is counted as a hit."""
+        worker = self.worker()
+        for path, lines in ((b"/plain", (FRESH, ETAG)), (b"/varied", (FRESH, ETAG, VARY))):
+            self.fill(worker, b"0123456789", *lines, path=path, asks=(b"Accept-Encoding: gzip",))
+            self.ask(worker, b"Accept-Encoding: gzip", path=path, short=False)
+            for conditions in ((), (b'If-None-Match: "1"',), (b"Cache-Control: max-age=0",), (b'If-None-Match: "2"',)):
+                asked = (b"Accept-Encoding: x-gzip", *conditions)
+                long, short = (self.ask(worker, *asked, path=path, short=each) for each in (False, True))
+                self.assertEqual((short.start, short.fields, short.body), (long.start, long.fields, long.body), (path, conditions))
+        self.assertEqual(worker.origin.count, 2)
+        self.assertEqual(worker.counted(), {"miss": 2, "hit": 18})
+
+    def test_each_variant_goes_to_those_who_choose_it(self) -> None:
+        """What lies ready for clients with gzip is not for one without, nor for one that says it in a second field."""
+        worker = self.worker()
+        for body, asks in (
+            (b"packed", (b"Accept-Encoding: gzip",)),
+            (b"plain", ()),
+            (b"both", (b"Accept-Encoding: br", b"Accept-Encoding: gzip")),
+        ):
+            self.assertEqual(self.fill(worker, body, FRESH, VARY, asks=asks).body, body)
+            self.assertEqual(self.ask(worker, *asks, short=False).body, body)
+        for _ in range(2):
+            self.assertEqual(self.ask(worker, b"Accept-Encoding: gzip, nonsense", short=True).body, b"packed")
+            self.assertEqual(self.ask(worker, short=True).body, b"plain")
+            self.assertEqual(self.ask(worker, b"Accept-Encoding: br", b"Accept-Encoding: gzip", short=True).body, b"both")
+        self.fill(worker, b"for one language", FRESH, b"Vary: Accept-Encoding, Accept-Language", asks=(b"Accept-Encoding: zstd",))
+        self.assertEqual(self.fill(worker, b"new", FRESH, VARY).body, b"new")  # all were told apart by too little
+
+    def test_many_variants_are_bounded(self) -> None:
+        """A visitor that makes up values does not fill the memory with choices."""
+        worker = self.worker()
+        for n in range(keys.MAX_VARIANTS + 8):
+            asks = (b"X-Kind: %d" % n,)
+            self.fill(worker, b"%d" % n, FRESH, b"Vary: X-Kind", asks=asks)
+            self.assertEqual(worker.ask(*asks).body, b"%d" % n)
+        (choice,) = self.table.values()
+        self.assertLessEqual(len(choice.found), keys.MAX_VARIANTS)
+
+    def test_who_asks_for_more_goes_the_long_way(self) -> None:
+        """Parts, other conditions, no-store, credentials, methods: none of them is answered from the table."""
+        worker = self.worker()
+        self.fill(worker, b"0123456789", FRESH, ETAG)
+        worker.ask()
+        for line, status in (
+            (b"Range: bytes=1-2", 206),
+            (b'If-Match: "2"', 412),
+            (b"If-Unmodified-Since: Fri, 01 Jan 2100 00:00:00 GMT", 200),
+        ):
+            self.assertEqual((worker.ask(line).status, self.took[-1]), (status, status == 200), line)
+        for line in (b"Cache-Control: no-store", b"Authorization: Basic eA=="):
+            self.assertEqual(self.fill(worker, b"own", b"Cache-Control: no-store", asks=(line,)).body, b"own")
+            self.assertFalse(self.took[-1])
+        self.assertEqual(worker.ask(method=b"HEAD").status, 200)
+        self.assertFalse(self.took[-1])
+        self.assertEqual((worker.ask().body, self.took[-1]), (b"0123456789", True))
+
+    def test_other_listeners_and_trusted_proxies(self) -> None:
+        """An answer that came without TLS is not for a visitor with it, and one made for a trusted proxy's claims is for nobody else."""
+        worker = self.worker()
+        self.fill(worker, b"without")
+        worker.ask()
+        worker.ask()
+        self.assertTrue(self.took[-1])
+        exchange = self.exchange
+        for client in (SimpleNamespace(tls=object(), is_trusted=False), SimpleNamespace(tls=None, is_trusted=True)):
+            other = SimpleNamespace(
+                head=exchange.head, method=b"GET", keep_alive=True, front=exchange.front, connection=SimpleNamespace(client=client)
+            )
+            self.assertFalse(ready.is_given_at_once(worker.cache, other, self.table))  # type: ignore[arg-type]
+        table: dict[Any, Any] = {}
+        _, entry = worker.cache.find(next(iter(worker.store._held)), exchange.head)
+        actions = SimpleNamespace(kept=table)
+        for client, count in ((SimpleNamespace(tls=None, is_trusted=True), 0), (SimpleNamespace(tls=None, is_trusted=False), 1)):
+            given = SimpleNamespace(
+                actions=actions, head=exchange.head, connection=SimpleNamespace(client=client), settings=None, site="site"
+            )
+            ready.make_ready(worker.cache, given, entry)
+            self.assertEqual(len(table), count)
+
+    def test_a_purge_an_end_of_freshness_and_a_removal_count_at_once(self) -> None:
+        """What lies ready is given as long as the cache would give it, not longer."""
+        worker = self.worker()
+        self.fill(worker, b"first", FRESH, VARY)
+        worker.ask()
+        worker.ask()
+        self.assertTrue(self.took[-1])
+        self.bed.travel(61)
+        self.assertEqual(self.fill(worker, b"second", FRESH, VARY).body, b"second")
+        self.assertEqual([worker.ask().body, worker.ask().body], [b"second", b"second"])
+        self.assertTrue(self.took[-1])
+        worker.cache.purge("test", "http://example.com/x", worker.wall() + 1, False)
+        self.assertEqual(self.fill(worker, b"third", FRESH, VARY).body, b"third")
