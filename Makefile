@@ -1,9 +1,10 @@
 # make run   try the demo          make test   everything a change must pass       make lint   ruff and mypy
 # make test-full   the same tests with their long forms (1 GB bodies, a million requests)
+# CACHE_TESTS=/path make cache-tests   the public suite http-tests/cache-tests, against this checkout and nginx
 # make soak   ten minutes of mixed traffic with faults at random (SECONDS=60, SEED=N to replay)
 # APT=0 make test   never installs Debian packages        PYTHON=python3.13 make run   picks the interpreter
 .DEFAULT_GOAL := run
-.PHONY: run test test-full soak lint bench bench-quick clean native-notice
+.PHONY: run test test-full soak cache-tests lint bench bench-quick clean native-notice
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -25,6 +26,9 @@ test-full: .venv/test.stamp .venv/sslyze.stamp
 
 soak: .venv/test.stamp
 	$(PY) tests/soak/soak.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+cache-tests: .venv/test.stamp
+	$(PY) tests/cache_suite/suite.py $(CACHE_TESTS)
 
 lint: .venv/test.stamp
 	$(PY) -m ruff check .

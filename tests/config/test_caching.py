@@ -15,7 +15,9 @@ cache = "1m"
 "/" = "web"
 "/off" = { pool = "web", cache = false }
 "/by-server" = { pool = "web", cache = {} }
-"/all" = { pool = "web", cache = { ttl = "1h", stale_while_revalidate = "10s", stale_if_error = "1d", negative = { 404 = "10s" }, heuristics = true } }
+[sites."*"."/all"]
+pool = "web"
+cache = { ttl = "1h", stale_while_revalidate = "10s", stale_if_error = "1d", negative = { 404 = "10s" }, heuristics = true }
 """
 BAD_ROUTES = {
     'cache = "soon"': "duration",

@@ -46,6 +46,29 @@ class PacingTests(SynchronousTestCase):
         self.assertEqual(self.told, [100, 200, 300])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_one_that_cannot_be_told_does_not_keep_the_others_waiting(self) -> None:
+        def fails(number: int) -> None:
+            raise RuntimeError(number)
+
+        for stop in (False, True):
+            self.refuse(*range(FREE))
+            self.pacing.holds(fails, 1)
+            held = self.refuse(1, 2, 3)
+            if stop:
+                self.pacing.stop()
+            else:
+                self.clock.advance(HOLD_S)
+            self.assertEqual((self.told, self.clock.getDelayedCalls()), (held, []))
+            self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+            self.told.clear()
+
+    def test_who_asks_again_at_the_end_leaves_no_timer(self) -> None:
+        """The next of several requests that a client has sent together is refused as the first was."""
+        self.refuse(*range(FREE))
+        self.pacing.holds(self.refuse, 1)
+        self.pacing.stop()
+        self.assertEqual((self.told, self.clock.getDelayedCalls()), ([1], []))
+
     def test_at_the_end_everybody_is_told(self) -> None:
         """A worker that leaves owes nobody an answer, and leaves no timer."""
         held = self.refuse(*range(FREE + 3))

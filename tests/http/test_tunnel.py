@@ -165,7 +165,7 @@ class TunnelTests(SynchronousTestCase):
 
     def test_a_removed_server_cuts_its_tunnels(self) -> None:
         client, server = self.tunnel()
-        self.bed.pool.cut(self.bed.pool.servers[0], Drained("the server was removed"))
+        self.bed.pool.servers[0].cut(Drained("the server was removed"))
         client.breaks()
         server.breaks()
         self.done("proxy")

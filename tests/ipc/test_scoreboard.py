@@ -41,6 +41,21 @@ class SharingTests(SynchronousTestCase):
                 expected = 100 * number + row
                 self.assertEqual((table.get(row), table.total(row), scoreboard.total(name, row)), (expected,) * 3)
 
+    def test_who_else_has_a_value(self) -> None:
+        """A claim in a row is found by the others, never by who wrote it; a dead worker's is gone with its column."""
+        scoreboard = make(self)
+        one, two, three = (scoreboard.board(scoreboard.take_slot()).fills for _ in range(3))
+        self.assertEqual((one.slot, two.slot, two.others), (0, 1, [0, 2]))
+        two.use_all()
+        two.set(5, 99)
+        self.assertEqual((one.who(5, 99), two.who(5, 99), one.who(5, 98), one.who(6, 99)), (1, -1, -1, -1))
+        three.set(5, 99)
+        self.assertEqual((one.who(5, 99), two.who(5, 99)), (1, 2))
+        last = scoreboard.rows - 1
+        two.set(last, 7)
+        scoreboard.clear_slot(1)
+        self.assertEqual((one.who(5, 99), one.who(last, 7)), (2, -1))
+
     def test_another_process_sees_it(self) -> None:
         """A worker that is a real process of its own reads our cells and we read its."""
         scoreboard = make(self)

@@ -282,7 +282,7 @@ class MembershipTests(SynchronousTestCase):
             lease.on_cut(told.append)
         one.release(Outcome.OK)
         error = Drained("removed")
-        rig.pool.cut(rig.server(A), error)
+        rig.server(A).cut(error)
         self.assertEqual(told, [error])
         two.release(Outcome.NEUTRAL)
         silent.release(Outcome.NEUTRAL)

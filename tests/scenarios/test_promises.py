@@ -161,9 +161,10 @@ def closed_loop(url: str, clients: int, seconds: int, script: Path) -> tuple[flo
 def test_P1_a_worker_without_a_moment_to_spare_goes_on_serving(part: Callable[..., Any], tmp_path: Path) -> None:
     """The same where the proxy's own time is what is short: 1000 clients that ask at once again, three times what its pool takes in.
 
-    What is held to is the work done in a second of the worker's CPU: how much of a CPU it gets depends on who else is at work here.
+    What is held to is the work done in a second of the worker's CPU: how much of a CPU it gets depends on who else is at work here,
+    the clients of this test among them. Under a third of the peak the queue or the refusals would cost more than the requests.
     """
-    seconds, least, soon = (20, 0.7, 0.2) if bed.FULL else (3, 0.4, 2.0)
+    seconds, least, soon = 20 if bed.FULL else 3, 0.33, 2.0
     origin = part(bed.Nginx, "a")
     limits = "max_connections = 256\nqueue = { size = 78 }"
     proxy = part(bed.Proxy, f'[pools.web]\nservers = ["{origin.address}"]\n{limits}\n{SITE}')

@@ -381,7 +381,7 @@ class GoneEarly(Stream):
         self.loop.reset(second)
         self.loop.until(lambda: self.pool.waiting == 0)
         first.close()
-        self.pool.cut(self.pool.servers[0], errors.Drained())
+        self.pool.servers[0].cut(errors.Drained())
         self.assert_over()
         self.servers[0].setblocking(False)
         self.assertRaises(BlockingIOError, self.servers[0].accept)
@@ -420,7 +420,7 @@ class Cut(Stream):
         self.serve()
         clients = [self.client() for _ in range(5)]
         self.loop.turns()
-        self.pool.cut(self.pool.servers[0], errors.Drained("removed"))
+        self.pool.servers[0].cut(errors.Drained("removed"))
         for client in clients:
             self.assertTrue(self.loop.is_reset(client))
         self.assert_over()
@@ -436,7 +436,7 @@ class Cut(Stream):
         self.serve([silent])
         self.client()
         self.loop.turns()
-        self.pool.cut(self.pool.servers[0], errors.Drained("removed"))
+        self.pool.servers[0].cut(errors.Drained("removed"))
         self.assert_over()
 
     def test_L4_06_draining_leaves_sessions_alone_and_cutting_ends_them(self):

@@ -93,6 +93,21 @@ class Automatic(SynchronousTestCase):
         self.run_order()
         self.assertEqual(len(self.orders), 1)
 
+    def test_while_another_supervisor_orders_nothing_is_and_what_that_one_got_is_used(self):
+        """In an upgrade: the authority would ask workers that know nothing of our order."""
+        new = self.start("a.example")
+        new.hold()
+        new.update(self.model("a.example"))
+        self.run_order(3600)
+        self.assertEqual((self.orders, new.views[0].is_placeholder), ([], True))
+        self.start("a.example")
+        self.run_order()
+        self.assertEqual(len(self.orders), 1)
+        new.go_on(self.model("a.example"))
+        self.assertFalse(new.views[0].is_placeholder)
+        self.run_order(3600)
+        self.assertEqual(len(self.orders), 1)
+
     def test_it_is_renewed_at_two_thirds_of_its_life(self):
         """A little earlier by chance, never later: many certificates made at once are not renewed at once."""
         for self.draw, last_day_without, first_day_with in ((0.0, 39.9, 40.1), (0.999, 37.9, 38.1)):  # of 60 days

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.config.model import Address, Admin, Model, Token
+from twistedproxy.config.model import Address, Admin, Cache, Model, Route, RouteCache, Site, Token
 from twistedproxy.errors import ConfigurationError
 from twistedproxy.supervisor.configuration import ConfigurationFile, keep_what_needs_a_restart
 from twistedproxy.tap import prepare
@@ -99,3 +99,15 @@ class RestartTests(SynchronousTestCase):
         self.assertEqual(kept.admin.tokens, tokens)
         self.assertEqual([note.split()[0] for note in notes], ["state_dir", "admin.listen", "admin.token_file"])
         self.assertEqual(keep_what_needs_a_restart(old, old), (old, ()))
+
+    def test_a_cache_stays_where_it_is_and_one_that_is_new_goes_where_it_is_told(self) -> None:
+        """Workers share files by their place: two halves of them in two places would be two caches."""
+        routes = (Route("/", "web", cache=RouteCache()),)
+        at_a = Model(state_dir="/s", cache=Cache("/a"), sites={"*": Site("*", ("*",), routes)})
+        at_b = replace(at_a, cache=Cache("/b", memory=5))
+        kept, notes = keep_what_needs_a_restart(at_a, at_b)
+        self.assertEqual(kept.cache, Cache("/a", memory=5))
+        self.assertEqual([note.split()[0] for note in notes], ["cache.path"])
+        self.assertEqual(keep_what_needs_a_restart(replace(at_a, sites={}), at_b), (at_b, ()))
+        kept, notes = keep_what_needs_a_restart(at_a, replace(at_b, state_dir="/t"))
+        self.assertEqual((kept.cache.directory, [note.split()[0] for note in notes]), ("/a", ["state_dir"]))

@@ -32,7 +32,9 @@ class HandOverTests(base.SupervisorTestCase):  # type: ignore[name-defined, misc
         with self.assertRaises(ChangeRefused):
             await self.supervisor.confirm(1, "eve")
         self.assertTrue(one.is_still)
+        self.assertTrue(self.supervisor._observed._are_orders_held, "certificates are the other one's to order")
         one.thaw()
+        self.assertFalse(self.supervisor._observed._are_orders_held)
         self.assertEqual((await self.apply(SetWeight("web", A, 9))).revision, 2)
         self.assertEqual([e.change["after"] for e in self.supervisor.history()], [7, 9])
         self.assertFalse(one.is_still)
@@ -90,6 +92,8 @@ class HandOverTests(base.SupervisorTestCase):  # type: ignore[name-defined, misc
         one = self.supervisor.hand_over
         self.assertTrue(one.is_ready)
         self.assertEqual(self.supervisor._fleet._lent, {})
+        self.assertTrue(self.supervisor._observed._are_orders_held)
         one.begin()
+        self.assertFalse(self.supervisor._observed._are_orders_held)
         self.assertEqual((await self.bench.talk(self.sockets))[0], self.supervisor.snapshot().workers[0].slot)
         self.assertFalse(one.is_still)

@@ -29,6 +29,7 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     "adopt": ("/api/v1/config/adopt", {}),
     "restart_workers": ("/api/v1/workers/restart", {}),
     "start_upgrade": ("/api/v1/upgrade", {}),
+    "purge": ("/api/v1/cache/purge", {"url": "http://shop.example/x"}),
 }
 """A path and body for each operation that changes something, as it would be accepted; A: a server."""
 

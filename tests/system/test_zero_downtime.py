@@ -206,9 +206,14 @@ def test_processes_change_under_load_and_nobody_notices(proxy, nginx_a) -> None:
     journal = {c["revision"] for c in made.get("/api/v1/changes")["changes"]}
     assert acknowledged and set(acknowledged) <= journal, set(acknowledged) - journal
     assert len(made.get("/api/v1/changes")["changes"]) == made.get("/api/v1/status")["revision"]
-    # Whatever the old workers counted is still counted.
-    total = sum(row["requests"] for pool in made.get("/api/v1/pools")["pools"] for row in pool["servers"])
-    assert total >= result.requests + sum(load.done)
+    # Whatever the old workers counted is still counted; the new ones tell theirs once a second.
+    made.wait_for(
+        lambda: (
+            sum(row["requests"] for pool in made.get("/api/v1/pools")["pools"] for row in pool["servers"])
+            >= result.requests + sum(load.done)
+        ),
+        "every request to be counted",
+    )
 
 
 def test_a_daemon_is_upgraded_or_stays_as_it_is(proxy, nginx_a) -> None:

@@ -105,7 +105,7 @@ class CachesTests(SynchronousTestCase):
 
     def test_purges_and_counts(self) -> None:
         """What the supervisor tells reaches the cache; what the stores count reaches the metrics, over a change of stores too."""
-        purge = CachePurged("url", "http://x/", 1.0, is_soft=False)
+        purge = CachePurged("url", "http://x/", 1_800_000_000.0, is_soft=False)
         self.caches.observe(purge)  # before there is a cache
         self.caches.configure(self.model(), 1)
         self.caches.observe(purge)

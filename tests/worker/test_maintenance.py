@@ -15,6 +15,15 @@ from twistedproxy.worker.maintenance import Cuts
 A, B = Address("10.0.0.1:80"), Address("10.0.0.2:80")
 
 
+class LiveServer:
+    def __init__(self, address: str, cut: list[str]) -> None:
+        self.address = address
+        self._cut = cut
+
+    def cut(self, error: Exception) -> None:
+        self._cut.append(self.address)
+
+
 class LivePool:
     name = "web"
 
@@ -22,10 +31,7 @@ class LivePool:
         self._cut = cut
 
     def server(self, address: str) -> Any:
-        return Server(Address(address)) if address in (A, B) else None
-
-    def cut(self, server: Any, error: Exception) -> None:
-        self._cut.append(server.address)
+        return LiveServer(address, self._cut) if address in (A, B) else None
 
 
 class CutsTests(SynchronousTestCase):

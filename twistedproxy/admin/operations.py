@@ -167,7 +167,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "Confirmed", body=(REASON,), needs_body=False,
     ),
     Operation(
-        "events", "GET", "/api/v1/events", Role.VIEW, "Server-sent events: stats (once a second), change, health, worker.",
+        "events", "GET", "/api/v1/events", Role.VIEW,
+        "Server-sent events: stats (once a second), change, health, worker, certificate, shift, purge, upgrade, rotation.",
         media_type="text/event-stream",
     ),
     Operation(

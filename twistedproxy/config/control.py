@@ -172,7 +172,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """For the event stream: ``stats``, ``change``, ``health``, ``worker`` or ``certificate``."""
+    """For the event stream: ``stats``, ``change``, ``health``, ``worker``, ``certificate``, ``purge`` and others."""
 
     kind: str
     data: Mapping[str, Any]

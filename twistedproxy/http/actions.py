@@ -44,12 +44,13 @@ class Actions:
         self.mirror: Mirror | None = route.mirror
         self.cache: RouteCache | None = route.cache
         self.answer = _answer(route, matched)
-        self.kept: dict[tuple[bytes, bytes, bool], Any] | None = {} if self._does_nothing_but_cache(route) else None
+        self.kept: dict[tuple[bytes, bytes, bool], Any] | None = {} if self._only_caches(route, middlewares) else None
         """Of a route that only keeps answers: those used lately as they go out, by (authority, target, is plain) as clients sent them."""
 
-    def _does_nothing_but_cache(self, route: Route) -> bool:
-        changes = self.split or self.maintenance or self.prefix or self.host or self.chain or self.mirror or self.answer
-        return route.cache is not None and not changes
+    def _only_caches(self, route: Route, middlewares: list[Any]) -> bool:
+        """And compresses, perhaps."""
+        changes = self.split or self.maintenance or self.prefix or self.host or self.mirror or self.answer
+        return route.cache is not None and not changes and all(each is self.compression for each in middlewares)
 
     def path(self, path: bytes, query: bytes) -> tuple[bytes, bytes]:
         """(path, query) as the server is asked for them."""

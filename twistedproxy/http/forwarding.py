@@ -102,7 +102,8 @@ class Client:
         """The request head for the server.
 
         `path` is the path to ask for (None: as received), `host` what stands in for a missing Host (None: it has one),
-        `via` complete Via, Max-Forwards and X-Retry-Attempt lines or b"", `upgrade` the protocol the client asks to switch to, if that is allowed.
+        `via` complete Via, Max-Forwards and X-Retry-Attempt lines or b"", `upgrade` the protocol the client asks to switch to, if that
+        is allowed.
         """
         if path is None:
             start = None if head.minor == 1 else b"%b %b HTTP/1.1\r\n" % (head.method, head.target)

@@ -12,11 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from twisted.logger import Logger
+
 WINDOW_S = 0.05
 FREE = 16
 HOLD_S = 0.07
 TOGETHER_S = 0.005
 """Those who are due within this time are told in one go."""
+
+_log = Logger()
 
 
 class Pacing:
@@ -50,16 +54,21 @@ class Pacing:
         held = self._held
         until = self._reactor.seconds() + TOGETHER_S
         while held and held[0][0] <= until:
-            _, call, argument = held.popleft()
-            call(argument)
+            self._tell_first()
         if held and self._timer is None:
             self._timer = self._reactor.callLater(max(held[0][0] - self._reactor.seconds(), 0.0), self._tell)
 
+    def _tell_first(self) -> None:
+        _, call, argument = self._held.popleft()
+        try:
+            call(argument)
+        except Exception:
+            _log.failure("a refusal could not be told")  # one request's bug must not keep the others waiting
+
     def stop(self) -> None:
         """Tell everybody now; the worker ends."""
+        while self._held:
+            self._tell_first()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._held:
-            _, call, argument = self._held.popleft()
-            call(argument)

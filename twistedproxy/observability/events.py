@@ -48,7 +48,8 @@ _WORDS = {
     "service": "supervisor", "processes": "workers", "fleet": "workers", "nursery": "workers", "observed": "health", "checker": "health",
     "operations": "changes", "probation": "changes", "discovery": "names", "sockets": "listeners", "api": "admin", "gate": "admin",
     "site": "admin", "configuration": "file", "_twistd_unix": "twistd", "rotation": "workers", "handover": "upgrade", "heir": "upgrade",
-    "estate": "upgrade", "succession": "upgrade",
+    "estate": "upgrade", "succession": "upgrade", "caching": "cache", "cache_keeper": "cache", "purging": "cache", "disk": "cache",
+    "doorbell": "cache",
 }  # fmt: skip
 """What an operator calls that which a file of ours is about, where the file's own name does not say it."""
 

@@ -29,7 +29,8 @@ from twistedproxy.pool.server import Outcome, Server
 from twistedproxy.pool.view import LONG_AGO, Nobody, View, no_server
 
 FULL_S = 0.001
-"""So long after a look that found every server full, newcomers join the line without another one."""
+"""So long after a look that found every server full, newcomers join the line without another one: what comes free in this worker is handed
+over at once, and for what comes free elsewhere a look now and then is enough."""
 REPORT_S = 1.0
 """Requests without failures are reported for ejection this often; failures at the next `take_failures`."""
 
@@ -120,7 +121,6 @@ class Pool:
         self._report_at = LONG_AGO
         self._is_handing_over = False
         self._full_until = LONG_AGO
-        """Nobody needs to ask for those in line before."""
         self._freed: list[Server] = []
         self.tls: Any = None
         """How to connect with TLS (`net.tls_connector.TlsConnector`); None: without."""
@@ -130,10 +130,6 @@ class Pool:
         self._configure(spec)
 
     # What the pool is
-
-    @property
-    def balance(self) -> str:
-        return self._spec.balance
 
     @property
     def spec(self) -> PoolSpec:
@@ -280,17 +276,12 @@ class Pool:
         return Lease(self, server)
 
     def _takes_back(self, prefer: Server, tried: frozenset[Server], now: float) -> bool:
-        return (
-            self._by_address.get(prefer.address) is prefer
-            and prefer not in tried
-            and prefer.is_available_sticky(now)
-            and not self._loads.is_full(prefer)
-        )
+        is_here = self._by_address.get(prefer.address) is prefer and prefer not in tried
+        return is_here and prefer.is_available_sticky(now) and not self._loads.is_full(prefer)
 
     def _acquire_slowly(
         self, key: int, tried: frozenset[Server], waiter: Callable[[Lease | Refusal], None], now: float
     ) -> Lease | Refusal | Queued:
-        # What came free here was handed over at once; for what comes free elsewhere a look now and then is enough.
         if self._waiters and (now < self._full_until or self._serve(now) is Nobody.FULL) and not tried:
             return self._wait(key, tried, waiter)
         server = self._view.choose(key, now, tried, self._loads.is_full)
@@ -397,10 +388,6 @@ class Pool:
         self._prune()
         for server in (*self.servers, *self._departed.values()):
             yield server.address, server.active, server.leases, server.failures
-
-    def cut(self, server: Server, error: ProxyError) -> None:
-        """Tell every session and tunnel of `server` to end now, because of `error`."""
-        server.cut(error)
 
 
 def forget_connections(pool: Pool) -> None:

@@ -86,7 +86,6 @@ class Greeting:
     flags_at: int
     """Where the lower capabilities stand."""
     scramble: bytes
-    plugin: bytes
 
     @property
     def offers_tls(self) -> bool:
@@ -111,7 +110,7 @@ def read_greeting(payload: bytes) -> Greeting:
     rest = payload[flags_at + 18 :]
     second = max(12, payload[flags_at + 7] - 9)  # the scramble's second part has a zero behind it
     scramble = payload[flags_at - 9 : flags_at - 1] + rest[:second]
-    return Greeting(payload, flags_at, scramble, rest[second + 1 :].split(b"\0", 1)[0])
+    return Greeting(payload, flags_at, scramble)
 
 
 def with_tls_flag(response: bytes, is_tls: bool) -> bytes:

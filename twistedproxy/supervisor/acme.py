@@ -96,6 +96,7 @@ class AutomaticCertificates:
         self._directory = ""
         self._timer: Any = None
         self._in_hand: str | None = None
+        self._is_held = False
         self._is_stopped = False
 
     @property
@@ -121,6 +122,18 @@ class AutomaticCertificates:
                 site.settings = settings
         self._schedule()
         return [("auto", name) for name in gone]
+
+    def hold(self) -> None:
+        """Begin no order until `go_on`: those are another supervisor's, to whose workers the authority comes."""
+        self._is_held = True
+        self._schedule()
+
+    def go_on(self, model: Model) -> None:
+        """With what the other one has got meanwhile."""
+        self._is_held = False
+        if self._in_hand is None:
+            self._sites.clear()
+        self.update(model)
 
     def stop(self) -> None:
         """Nothing is ordered any more; an order in hand ends with the process."""
@@ -175,7 +188,7 @@ class AutomaticCertificates:
     def _schedule(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        if self._is_stopped or self._in_hand is not None or not self._sites:
+        if self._is_stopped or self._is_held or self._in_hand is not None or not self._sites:
             return
         wait = min(min(site.due, site.ask_at) for site in self._sites.values()) - self._wall()
         self._timer = self._reactor.callLater(min(max(wait, SOON_S), LOOK_S), self._next)

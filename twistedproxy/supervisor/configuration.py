@@ -76,14 +76,19 @@ def try_tests(model: Model, text: str, path: str) -> None:
 def keep_what_needs_a_restart(old: Model, new: Model) -> tuple[Model, tuple[str, ...]]:
     """`new` with the values that are read at start only, and a sentence for each that the file has changed."""
     notes = []
+    is_kept = old.has_cache or old.state_dir != new.state_dir
+    directory = old.cache.directory if is_kept else new.cache.directory
+    own_directory = new.cache.directory if old.state_dir == new.state_dir else directory
     for key, before, after in (
         ("state_dir", old.state_dir, new.state_dir),
         ("admin.listen", old.admin.listen, new.admin.listen),
         ("admin.token_file", old.admin.token_file, new.admin.token_file),
         ("logs.events", old.logs.events, new.logs.events),
+        ("cache.path", directory, own_directory),
     ):
         if before != after:
             notes.append(f"{key} is read at start only: restart the proxy to change it")
     admin = replace(new.admin, listen=old.admin.listen, token_file=old.admin.token_file)
     logs = replace(new.logs, events=old.logs.events)
-    return replace(new, state_dir=old.state_dir, admin=admin, logs=logs), tuple(notes)
+    cache = replace(new.cache, directory=directory)
+    return replace(new, state_dir=old.state_dir, admin=admin, logs=logs, cache=cache), tuple(notes)

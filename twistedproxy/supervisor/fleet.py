@@ -358,19 +358,8 @@ class Fleet:
 
     def collect(self) -> Deferred[None]:
         """Ask everybody for fresh statistics; fires after 1 s at the latest."""
-        done: Deferred[None] = DeferredList([w.collect() for w in self.workers if w.state in (State.SERVING, State.LAGGING)]).addCallback(
-            lambda _: None
-        )
-        in_time: Deferred[None] = Deferred()
-        limit = self._reactor.callLater(COLLECT_S, in_time.callback, None)
-
-        def finish(_: None) -> None:
-            if limit.active():
-                limit.cancel()
-                in_time.callback(None)
-
-        done.addCallback(finish)
-        return in_time
+        asked = [worker.collect() for worker in self.workers if worker.state in (State.SERVING, State.LAGGING)]
+        return _within(self._reactor, COLLECT_S, asked).addCallback(lambda _: None)
 
 
 class Totals:

@@ -83,6 +83,7 @@ class HandOver:
 
     async def freeze(self) -> None:
         self.is_still = True
+        self._observed.hold_orders()
         deadline = self._reactor.seconds() + STEP_S
         while not (self._shifts.is_quiet and self._purging.is_quiet) and self._reactor.seconds() < deadline:
             await deferLater(self._reactor, 0.05)
@@ -100,6 +101,7 @@ class HandOver:
             model = self._plane.model if current is None else self._journal.lay_over(current.model)[0]
             self._plane.commit(model, self._journal.revision, None)
         self._operations.thaw()
+        self._observed.go_on_ordering()
         self.is_still = False
 
     def legacy(self) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class HandOver:
     def wait(self) -> None:
         """Before the start: workers shall be there and accept nothing."""
         self.is_still = True
+        self._observed.hold_orders()
         self._fleet.hold(self._listeners())
 
     @property
@@ -134,5 +137,6 @@ class HandOver:
         self._purging.read_again()
         self._fleet.lend(self._listeners())
         self._shifts.read_again()
+        self._observed.go_on_ordering()
         self._operations.start()
         self.is_still = False

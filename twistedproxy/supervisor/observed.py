@@ -80,6 +80,7 @@ class Observed:
         self._certificates = CertificateFiles(reactor, self.put, self._certificate_changed, wall)
         self._certificates.update(model)
         self._automatic: Any = None
+        self._are_orders_held = False
         self._follow_automatic()
 
     def start(self) -> None:
@@ -115,6 +116,17 @@ class Observed:
         for row in self._rows.update(self._model):
             self.put(row)
         self.start()
+
+    def hold_orders(self) -> None:
+        """Order no certificates: another supervisor does."""
+        self._are_orders_held = True
+        if self._automatic is not None:
+            self._automatic.hold()
+
+    def go_on_ordering(self) -> None:
+        self._are_orders_held = False
+        if self._automatic is not None:
+            self._automatic.go_on(self._model)
 
     def look_at_certificates(self) -> None:
         """A reload means their files too, whether or not the configuration names others."""
@@ -215,6 +227,8 @@ class Observed:
             from twistedproxy.supervisor.acme import AutomaticCertificates  # noqa: PLC0415 - cryptography
 
             self._automatic = AutomaticCertificates(self._reactor, self.put, self.put, self._certificate_changed, self._wall)
+            if self._are_orders_held:
+                self._automatic.hold()
         if self._automatic is not None:
             for names in self._automatic.update(self._model):
                 self._facts.forget_certificate(*names)

@@ -24,7 +24,7 @@ def find(pools: Mapping[str, Pool], pool_name: str, address: str) -> Found:
 def cut_sessions(found: Found, why: str) -> None:
     if found is not None:
         pool, server = found
-        pool.cut(server, Drained(f"server {server.address} of pool {pool.name!r} {why}"))
+        server.cut(Drained(f"server {server.address} of pool {pool.name!r} {why}"))
 
 
 class Cuts:

@@ -7,6 +7,7 @@ import os
 from cache_workers import FRESH, CachingCase
 
 from twistedproxy.config.model import RouteCache, Timeouts
+from twistedproxy.http.cache import policy
 
 ETAG = b'ETag: "1"'
 
@@ -80,7 +81,8 @@ class HitTests(CachingCase):
         client = worker.client(self.get(path=b"/chunks"))
         server = worker.origin.accept()
         server.request()
-        server.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + FRESH + b"\r\n\r\n" + self.fakes.chunked(body[:2_000_000], body[2_000_000:]))
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + FRESH + b"\r\n\r\n"
+        server.send(head + self.fakes.chunked(body[:2_000_000], body[2_000_000:]))
         self.assertEqual(client.response().body, body)
         for path in (b"/x", b"/chunks"):
             self.assertEqual(worker.ask(path=path).body, body)
@@ -121,9 +123,7 @@ class HitTests(CachingCase):
     def test_only_if_cached(self) -> None:
         """A client that wants nothing but the cache's word gets 504 when that has none; the server is not asked."""
         worker = self.worker()
-        # Request directives do not count here, so the client's wish is heard only where the policy says so.
-        from twistedproxy.http.cache import policy
-
+        # Request directives do not count by default, so the client's wish is heard only where the policy says so.
         self.patch(policy, "only_if_cached", lambda head, settings: True)
         self.assertEqual(worker.ask().status, 504)
         self.assertEqual(worker.origin.count, 0)

@@ -35,16 +35,17 @@ class HerdTests(CachingCase):
         self.assertEqual(worker.origin.count, len(worker.origin.taken))
         return clients, server
 
-    def pour(self, server: Any, data: bytes, *clients: Any) -> None:
-        """The server sends it all, and the clients read on."""
+    def pour(self, server: Any, data: bytes, *clients: Any, least: int = 0) -> None:
+        """The server sends it all, and the clients read on until each has `least` bytes."""
         view = memoryview(data)
+        wanted = least or len(data) - 1000
 
         def is_through() -> bool:
             nonlocal view
             view = view[server.send_what_fits(view[:262144]) :]
             for client in clients:
                 client.pump()
-            return not view and all(len(client.received) >= len(data) - 1000 for client in clients)
+            return not view and all(len(client.received) >= wanted for client in clients)
 
         self.bed.until(is_through, "all to be read")
 
@@ -156,26 +157,35 @@ class HerdTests(CachingCase):
         self.assertEqual(os.listdir(os.path.join(self.directory, "fills")), [])
 
     def test_the_disk_is_full(self) -> None:
-        """Clients that follow get the whole although it cannot be kept; one that is behind as well."""
+        """Clients that follow get the whole although it cannot be kept; one that is far behind as well, and one that wants the end."""
         worker = self.worker()
-        body = os.urandom(4_000_000)
+        body = os.urandom(16_000_000)
         written = 0
         write = disk.Writer._write
 
         def limited(writer: Any, data: Any) -> None:
             nonlocal written
             written += len(data)
-            if written > 1_000_000:
+            if written > 12_000_000:
                 raise OSError(errno.ENOSPC, "no space left on device")
             write(writer, data)
 
         self.patch(disk.Writer, "_write", limited)
         fast, slow = worker.client(self.get()), worker.client(self.get(), receive_buffer=4096)
+        end = worker.client(self.get(b"Range: bytes=15900000-"))
         server = worker.origin.accept()
         server.request()
-        self.pour(server, self.answer(body), fast, slow)
+        data = self.answer(body)
+        server.send(data[:1000])
+        self.pour(server, data[1000:11_000_000], fast, least=10_000_000)
+        (fill,) = worker.cache.fills.values()
+        assert isinstance(fill, Fill)
+        self.assertLess(min(follower.position for follower in fill.followers), 11_000_000)
+        self.pour(server, data[11_000_000:], fast, slow, least=16_000_000)
         self.assertTrue(fast.response().body == body)
         self.assertTrue(slow.response().body == body)
+        self.assertTrue(end.response().body == body[15_900_000:])
+        self.assertEqual(fill.state, FillState.DONE)
         self.assertEqual(worker.store.statistics()["disk_write_failures"], 1)
 
     def test_no_disk_and_no_memory(self) -> None:

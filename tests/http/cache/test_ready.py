@@ -7,6 +7,7 @@ from typing import Any
 
 from cache_workers import FRESH, CachingCase, Worker
 
+from twistedproxy.config.model import Compression, Use
 from twistedproxy.http.cache import cache, keys, ready
 
 ETAG = b'ETag: "1"'
@@ -65,6 +66,33 @@ class ReadyTests(CachingCase):
         self.fill(worker, b"for one language", FRESH, b"Vary: Accept-Encoding, Accept-Language", asks=(b"Accept-Encoding: zstd",))
         self.assertEqual(self.fill(worker, b"new", FRESH, VARY).body, b"new")  # all were told apart by too little
 
+    def test_compressed_here(self) -> None:
+        """On a route that compresses: each client gets the coding its weights ask for, short as long; what has no gain, or whose original
+        was removed, is not given from the table; types that are never compressed are."""
+        use = Use("compress", compression=Compression(("zstd", "br", "gzip"), ("text/*",), 100, ()))
+        worker = self.worker(route={"use": (use,)})
+        text, html = b"many words " * 200, b"Content-Type: text/html"
+        self.fill(worker, text, FRESH, ETAG, html)
+        for accepted, coding in ((b"gzip, br;q=0.1", b"gzip"), (b"gzip;q=0.1, br", b"br"), (b"zstd", b"zstd")):
+            asked = b"Accept-Encoding: " + accepted
+            long, short = (self.ask(worker, asked, short=each) for each in (False, True))
+            self.assertEqual((short.start, short.fields, short.body), (long.start, long.fields, long.body), accepted)
+            self.assertEqual(
+                (short.get(b"Content-Encoding"), short.get(b"ETag"), short.get(b"Vary")), (coding, b'W/"1"', b"Accept-Encoding")
+            )
+        for asks, status in (
+            ((b"Accept-Encoding: br", b'If-None-Match: W/"1"'), 304),
+            ((), 200),
+            ((b"Accept-Encoding: " + b"br," * 99,), 200),
+        ):
+            for _ in range(2):
+                self.assertEqual((worker.ask(*asks).status, self.took[-1]), (status, False), asks)
+        worker.cache.forget(next(key for key, copy in worker.store._held.items() if copy.value.stored.etag == b'"1"'))
+        self.assertEqual(self.fill(worker, b"new", FRESH, html, asks=(b"Accept-Encoding: zstd",)).body, b"new")
+        self.fill(worker, b"picture" * 100, FRESH, b"Content-Type: image/png", path=b"/png")
+        for short in (False, True):
+            self.assertEqual(self.ask(worker, b"Accept-Encoding: br", path=b"/png", short=short).body, b"picture" * 100)
+
     def test_many_variants_are_bounded(self) -> None:
         """A visitor that makes up values does not fill the memory with choices."""
         worker = self.worker()
@@ -108,7 +136,7 @@ class ReadyTests(CachingCase):
             self.assertFalse(ready.is_given_at_once(worker.cache, other, self.table))  # type: ignore[arg-type]
         table: dict[Any, Any] = {}
         _, entry = worker.cache.find(next(iter(worker.store._held)), exchange.head)
-        actions = SimpleNamespace(kept=table)
+        actions = SimpleNamespace(kept=table, compression=None)
         for client, count in ((SimpleNamespace(tls=None, is_trusted=True), 0), (SimpleNamespace(tls=None, is_trusted=False), 1)):
             given = SimpleNamespace(
                 actions=actions, head=exchange.head, connection=SimpleNamespace(client=client), settings=None, site="site"

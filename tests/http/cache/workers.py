@@ -41,10 +41,15 @@ class Worker:
         self.began = seconds()
         self.store = Store(self.arena, Disk(directory, seconds) if disk else None, lambda work: work())
         self.bell = None
-        neighbours = None
+        neighbours: Neighbours | None = None
         if board is not None:
             slot = board.take_slot()
-            self.bell = Doorbell(bed.loop.reactor, f"{directory}/bells", slot, lambda word: neighbours.heard(word))  # type: ignore[union-attr]
+
+            def heard(word: bytes) -> None:
+                assert neighbours is not None
+                neighbours.heard(word)
+
+            self.bell = Doorbell(bed.loop.reactor, f"{directory}/bells", slot, heard)
             neighbours = Neighbours(board.board(slot).fills, self.bell)
         self.cache = Cache(
             spec or CacheSpec(directory), self.store, now=self.wall, wheel=bed.loop.wheel, counts=self.metrics.cache, neighbours=neighbours
@@ -111,7 +116,9 @@ class CachingCase(SynchronousTestCase):
         data: bytes = self.fakes.answer(body, *(lines or (FRESH,)), **how)
         return data
 
-    def fill(self, worker: Worker, body: bytes = b"body", *lines: bytes, path: bytes = b"/x", asks: tuple[bytes, ...] = (), **how: Any) -> Any:
+    def fill(
+        self, worker: Worker, body: bytes = b"body", *lines: bytes, path: bytes = b"/x", asks: tuple[bytes, ...] = (), **how: Any
+    ) -> Any:
         """A miss that is answered; what its client got."""
         client = worker.client(self.get(*asks, path=path))
         server = worker.origin.accept()

@@ -147,6 +147,7 @@ export class Proxy {
     } else {
       if (kind === "change") this.announce(`Revision ${data.revision} by ${data.by}: ${inOneLine(data.change)}`);
       if (kind === "health" && data.health) this.announce(`${data.server} in ${data.pool} is ${data.health}: ${data.reason}`);
+      if (kind === "purge") this.announce(`Cache purged by ${data.by}: ${Object.entries(data.purged).map(([by, what]) => (by === "all" ? "everything" : what))}`);
       if (kind === "upgrade") this.announce(upgradeInWords(data));
       if (kind === "rotation") this.announce(rotationInWords(data));
       this.refresh();

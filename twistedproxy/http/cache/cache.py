@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 
 from twistedproxy.clock import Wheel
@@ -31,11 +30,9 @@ from twistedproxy.http.cache.ready import is_given_at_once
 from twistedproxy.http.cache.stored import CorruptEntry, Flag, Stored
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import Exchange
-from twistedproxy.http.messages import Kind, RequestHead, ResponseHead
+from twistedproxy.http.messages import RequestHead, ResponseHead
 from twistedproxy.http.routes import Decision
 
-NOT_KEPT = (b"age", b"cache-status")
-"""Fields of one moment, in the head of a form that is kept."""
 PASSED_ON_FOR_S = 30.0
 """How long after an answer that may not be kept requests for the same key go to the server without waiting for one another."""
 PASSED_ON_AFTER_ERROR_S = 1.0
@@ -43,11 +40,6 @@ PASSED_ON_AFTER_ERROR_S = 1.0
 MOST_PASSED_ON = 10_000
 SURELY_FITS = 4096
 """With so many bytes of fields the meta of an answer has less than `MAX_META`, whatever its URL and what it was chosen by."""
-
-
-def _coded_key(entry: Entry, coding: str) -> bytes:
-    """Of this very answer: a later one under the same key has forms of its own."""
-    return blake2b(b"%b %b %.6f" % (entry.key, coding.encode(), entry.stored.stored_at), digest_size=keys.DIGEST_SIZE).digest()
 
 
 @lru_cache(maxsize=1024)
@@ -129,7 +121,8 @@ class Cache:
         largest: int = self.store.largest_in_memory
         return largest - largest // 8  # the head needs some of it
 
-    def _get(self, key: bytes) -> Entry | VariantList | None:
+    def get(self, key: bytes) -> Entry | VariantList | None:
+        """What is kept under `key`, whether it may be given or not."""
         copy = self.store.find(key)
         if copy is None:
             return None
@@ -147,11 +140,11 @@ class Cache:
 
     def find(self, primary: bytes, request: RequestHead) -> tuple[bytes | None, Entry | None]:
         """(key of what the request chooses, None when nobody can tell; the entry if it may be used)."""
-        found = self._get(primary)
+        found = self.get(primary)
         key: bytes | None = primary
         if isinstance(found, VariantList):
             key = found.variants.key_for(primary, request)
-            found = self._get(key) if key is not None and key in found.variants.keys else None
+            found = self.get(key) if key is not None and key in found.variants.keys else None
         elif found is None and primary in self._varying:
             key = keys.Variants(self._varying[primary]).key_for(primary, request)
         if not isinstance(found, Entry):
@@ -233,7 +226,7 @@ class Cache:
         """What `fill` will keep, under the key of its variant; None: what it varies by is too much."""
         names: tuple[bytes, ...] | None = ()
         if freshness.vary or fill.key != fill.primary:  # else there were no variants when it was asked for, and this is none
-            known = self._get(fill.primary)
+            known = self.get(fill.primary)
             names = (known.variants if isinstance(known, VariantList) else keys.Variants()).widened(freshness.vary)
         stored = policy.store(fill.request, head, freshness, now, names) if names is not None else None
         if stored is None or names is None:
@@ -270,7 +263,7 @@ class Cache:
         names = entry.stored.vary
         if not names:
             return
-        known = self._get(fill.primary)
+        known = self.get(fill.primary)
         variants = known.variants if isinstance(known, VariantList) else keys.Variants()
         for forgotten in variants.add(names, entry.key):
             self.store.remove(forgotten)
@@ -296,23 +289,6 @@ class Cache:
             renewed.copy = self.store.renew(entry.copy, renewed.to_meta()) or entry.copy
             renewed.copy.value = renewed
         return renewed
-
-    # Compressed forms of what is kept
-
-    def coded(self, entry: Entry, coding: str) -> tuple[Stored, bytes] | None:
-        """The form of `entry` in `coding`, with its body, if it was made before."""
-        found = self._get(_coded_key(entry, coding))
-        body = self.body(found) if isinstance(found, Entry) else None
-        return None if body is None or not isinstance(found, Entry) else (found.stored, body)
-
-    def keep_coded(self, entry: Entry, coding: str, head: ResponseHead, body: bytes) -> tuple[Stored, bytes]:
-        """Keep `entry`'s form in `coding`; `head` is the one that fits its `body`."""
-        stored = entry.stored.in_form(head.write_h1(b"", Kind.CONTENT_LENGTH, NOT_KEPT, b""), head.get(b"etag"), len(body))
-        form = Entry(_coded_key(entry, coding), stored, entry.url, entry.asked_at)
-        form.copy = self.store.put(form.key, form.to_meta(), body)
-        if form.copy is not None:
-            form.copy.value = form
-        return stored, body
 
     # What must not be kept
 

@@ -11,6 +11,8 @@
 How it works
     A kept answer passes the same `respond` as a server's: path adjustments, header edits, compression and cookies come after the cache, so
     what is kept is what the server said. Bodies that are longer than one piece are sent as fast as the client takes them.
+
+The class has over 300 lines, so that a request's way through the cache can be read in one piece.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from twistedproxy.errors import OnlyIfCached, ProxyError
-from twistedproxy.http.cache import conditional, freshen, keys, policy, ranges
+from twistedproxy.http.cache import conditional, forms, freshen, keys, policy, ranges
 from twistedproxy.http.cache.entries import Entry, url_of
 from twistedproxy.http.cache.fills import Fill, FillState
 from twistedproxy.http.cache.neighbours import RemoteFill
@@ -30,7 +32,6 @@ from twistedproxy.http.cache.status import Forwarded, forwarded, hit, marked
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import State
 from twistedproxy.http.messages import CHUNKED, NO_BODY, Kind, LocalResponse, RequestHead, ResponseHead
-from twistedproxy.http.middleware.compression import Plan, as_planned
 from twistedproxy.http.routes import Decision
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class CachingExchange(SendingExchange):
     _result = ""
     """What the request is counted as; "": the cache had nothing to do with it."""
     _fill: Fill | RemoteFill | None = None
+    _recorder: forms.Recorder | None = None
+    """Keeps what goes out compressed."""
     _leads = False
     """The fill is this request's."""
     _is_following = False
@@ -296,6 +299,16 @@ class CachingExchange(SendingExchange):
             head = marked(head, forwarded(self._why, status=head.status, detail=self._detail))
         super().respond(head, length, body, is_done)
 
+    def _incoming(self, head: ResponseHead) -> ResponseHead:
+        head = super()._incoming(head)
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            if self.transform is not None and head.get(b"content-encoding") == recorder.coding:
+                self.transform_by(recorder)
+            else:
+                recorder.close()
+        return head
+
     def _try_for_better(self, status: int) -> bool:
         return self._lease is not None and super()._try_for_better(status)
 
@@ -311,46 +324,34 @@ class CachingExchange(SendingExchange):
         if self.method == b"HEAD":
             self._give(parse_kept(stored.head(now, extra=line)), NO_BODY, b"", True)
             return
-        body = cache.body(entry)
+        compression = self.actions.compression
+        form = forms.form_for(entry, self.head, compression) if compression is not None else None
+        given = forms.find(cache, form) if form is not None else None
+        body = cache.body(given or entry)
         if body is not None:
-            if self.actions.compression is not None and self._is_given_coded(entry, body, now, line):
-                return
+            if form is not None and given is None and compression is not None:
+                given, body = forms.make(cache, form, body, compression, self.effort) or (None, body)
             if result == "hit":
-                make_ready(cache, self, entry)
-            self._give(parse_kept(stored.head(now, extra=line)), len(body), body, True)
+                make_ready(cache, self, entry, given)
+            self._give(parse_kept((given or entry).stored.head(now, extra=line)), len(body), body, True)
             return
-        reader = cache.reader(entry)
+        stored, reader = (given or entry).stored, cache.reader(given or entry)
         if reader is None or (stored.body_length and reader.read(0, 1) is None):  # evicted since, or found to be broken
-            self._is_lost(entry)
+            self._is_lost(given or entry, entry.key)
             return
+        if form is not None and given is None:
+            self._recorder = forms.Recorder(cache, form)
         self._source = reader
         self._end = stored.body_length
         self._give(parse_kept(stored.head(now, extra=line)), stored.body_length, b"", stored.body_length == 0)
         self._pump()
 
-    def _is_given_coded(self, entry: Entry, body: bytes, now: float, line: bytes) -> bool:
-        """Compressed answers are kept too: made once, for the first client that gets one from the cache."""
-        compression, stored = self.actions.compression, entry.stored
-        assert compression is not None
-        head = parse_kept(stored.head(now, extra=line))
-        coding = compression.coding_for(self.head, head, len(body))
-        if not coding:
-            return False
-        given = self.cache.coded(entry, coding)
-        if given is None:
-            out = compression.coded(coding, body, self.effort)
-            if out is None:
-                return False
-            given = self.cache.keep_coded(entry, coding, as_planned(Plan("", coding), head), out)
-        coded, out = given
-        self._give(parse_kept(coded.head(now, extra=line)), len(out), out, True)
-        return True
-
-    def _is_lost(self, entry: Entry) -> None:
+    def _is_lost(self, lost: Entry, key: bytes) -> None:
+        """What was there for `key` is not: ask for it again."""
         decision = self.decision
         assert decision is not None
-        self.cache.forget(entry.key)
-        if not self._follow(decision, entry.key, None, Forwarded.URI_MISS):
+        self.cache.forget(lost.key)
+        if not self._follow(decision, key, None, Forwarded.URI_MISS):
             self._go_alone("lost")
 
     def _is_answered_with_less(self, entry: Entry, now: float, line: bytes) -> bool:
@@ -382,7 +383,7 @@ class CachingExchange(SendingExchange):
         if self._source is None:
             reader = self.cache.reader(entry)
             if reader is None or reader.read(partial.parts[0].first, 1) is None:
-                self._is_lost(entry)
+                self._is_lost(entry, entry.key)
                 return
             self._source = reader
         self._parts = deque(partial.parts)

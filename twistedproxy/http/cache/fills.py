@@ -1,5 +1,7 @@
 """One answer on its way from a server into the cache, and to everybody who waits for it.
 
+The class has over 300 lines, since its states and where it has the body are one thing.
+
 How it works
     The first request for something that is not there makes a `Fill`; it and all later ones for the same key *follow* it. The fill asks the
     server through a `Fetch`, an exchange without a client, so no client's pace or leave decides what the others get.

@@ -3,8 +3,9 @@
 How it works
     A route that does nothing besides keeping answers has a table of those used lately, by what clients sent. An answer in it is given
     when the request asks for nothing special and the answer is current, fresh and not purged; its head is written once a second, since
-    only its age changes. Where answers vary, the table leads to a `Choice` of them by the values that the request chooses by. A client
-    that has the answer already gets its 304 the same way. Everything else goes the long way, `caching`.
+    only its age changes. Where answers vary, the table leads to a `Choice` of them by the values that the request chooses by; so it does
+    to those that were compressed here. A client that has the answer already gets its 304 the same way. Everything else goes the long
+    way, `caching`.
 """
 
 from __future__ import annotations
@@ -18,26 +19,33 @@ from twistedproxy.http.cache.status import hit
 from twistedproxy.http.exchange import Exchange
 from twistedproxy.http.head import RESPONSE_LIMITS, parse_response
 from twistedproxy.http.messages import NO_BODY, Kind, RequestHead, ResponseHead
+from twistedproxy.http.middleware.compression import accept_encoding
 
 if TYPE_CHECKING:
     from twistedproxy.http.cache.cache import Cache
 
 MOST_READY = 4096
 """Of one route."""
+MAX_ACCEPTED = 256
+"""Bytes of an Accept-Encoding that answers are made ready for."""
 
 
 class Ready:
     """A kept answer as it goes out: its head is written once a second."""
 
     __slots__ = (
-        "arena", "counted", "fresh_until", "head", "not_modified", "place", "purges_seen", "second", "settings", "status", "stored"
+        "arena", "counted", "fresh_until", "head", "not_modified", "place", "purges_seen", "second", "settings", "status", "stored",
+        "whole",
     )  # fmt: skip
 
-    def __init__(self, entry: Entry, arena: Any, settings: policy.Settings, counted: tuple[str, str]) -> None:
-        stored = entry.stored
+    def __init__(self, entry: Entry, form: Entry | None, arena: Any, settings: policy.Settings, counted: tuple[str, str]) -> None:
+        given = form or entry
+        stored = given.stored
         self.arena = arena
         """In which `place` is; a reload may bring another one."""
-        self.place = entry.copy.place
+        self.place = given.copy.place
+        self.whole = entry.copy.place if form is not None else None
+        """Of what was compressed here: where its original is, without which it is not given."""
         self.stored = stored
         self.status = stored.status
         self.fresh_until = stored.fresh_until
@@ -59,6 +67,8 @@ class Ready:
     def has_already(self, head: RequestHead, now: float) -> bool | None:
         """Whether a client that sent conditions has this answer; None: more is to be thought of than can be here."""
         settings = self.settings
+        if self.whole is not None:  # it may have the original, under another validator
+            return None
         if policy.may_use(head, settings) is not None or policy.usable(self.stored, head, now, settings) is not policy.Use.FRESH:
             return None
         outcome = conditional.evaluate(self.stored, head)
@@ -73,17 +83,27 @@ class Ready:
 
 
 class Choice:
-    """The answers of one URL that varies, by what requests choose by."""
+    """The answers of one URL that varies, by what requests choose by. `is_coded`: besides, by Accept-Encoding word for word, for among
+    the codings that a client takes its weights decide."""
 
-    __slots__ = ("found", "names")
+    __slots__ = ("found", "is_coded", "names")
 
-    def __init__(self, names: tuple[bytes, ...]) -> None:
+    def __init__(self, names: tuple[bytes, ...], is_coded: bool) -> None:
         self.names = names
+        self.is_coded = is_coded
         self.found: dict[tuple[bytes | None, ...], Ready] = {}
 
     def of(self, head: RequestHead) -> Ready | None:
-        values = keys.selecting(self.names, head)
+        values = self.values(head)
         return None if values is None else self.found.get(values)
+
+    def values(self, head: RequestHead) -> tuple[bytes | None, ...] | None:
+        """What a request chooses by; None: too long to choose by."""
+        values = keys.selecting(self.names, head)
+        if not self.is_coded or values is None:
+            return values
+        accepted = accept_encoding(head)
+        return None if len(accepted) > MAX_ACCEPTED else (accepted, *values)
 
 
 def is_given_at_once(cache: Cache, exchange: Exchange, ready: dict[tuple[bytes, bytes, bool], Ready | Choice]) -> bool:
@@ -104,11 +124,15 @@ def is_given_at_once(cache: Cache, exchange: Exchange, ready: dict[tuple[bytes, 
     if now >= found.fresh_until or cache.purges.count != found.purges_seen or head.body_length or exchange.front.is_draining:
         return False
     arena, place = cache.store.arena, found.place
-    body = arena.body(place) if arena is found.arena and arena.is_current(place) else None
+    whole = found.whole
+    is_there = arena is found.arena and arena.is_current(place) and (whole is None or arena.is_current(whole))
+    body = arena.body(place) if is_there else None
     if body is None:
         del ready[name]
         return False
     arena.touch(place)
+    if whole is not None:
+        arena.touch(whole)
     second = int(now)
     if found.second != second:
         found.render(now, second)
@@ -125,24 +149,34 @@ def is_given_at_once(cache: Cache, exchange: Exchange, ready: dict[tuple[bytes, 
     return True
 
 
-def make_ready(cache: Cache, exchange: Any, entry: Entry) -> None:
-    """`entry` was given to `exchange`: let the next who ask the same way have it at once, if their route does nothing else."""
+def make_ready(cache: Cache, exchange: Any, entry: Entry, form: Entry | None = None) -> None:
+    """`entry`, or its compressed `form`, was given to `exchange`: let the next who ask the same way have it at once, if their route does
+    nothing else."""
     ready, head, stored, client = exchange.actions.kept, exchange.head, entry.stored, exchange.connection.client
     if ready is None or client.is_trusted or entry.copy.reader is not None:
+        return
+    if form is not None and (form.copy is None or form.copy.reader is not None):
         return
     if stored.status in (204, 304) or entry.purges_seen != cache.purges.count:
         return
     name = (head.authority, head.target, client.tls is None)
     if len(ready) >= MOST_READY and name not in ready:
         ready.clear()
-    found = Ready(entry, cache.store.arena, exchange.settings, (exchange.site, "hit"))
-    if not stored.vary:
+    compression = exchange.actions.compression
+    is_coded = compression is not None
+    if is_coded and form is None and compression.plan(b"", parse_kept(stored.head(stored.stored_at)), stored.body_length) is not None:
+        return  # its head says more on its way out: that others get it compressed
+    found = Ready(entry, form, cache.store.arena, exchange.settings, (exchange.site, "hit"))
+    if not stored.vary and not is_coded:
         ready[name] = found
         return
     choice = ready.get(name)
-    if choice.__class__ is not Choice or choice.names != stored.vary or len(choice.found) >= keys.MAX_VARIANTS:
-        choice = ready[name] = Choice(stored.vary)
-    choice.found[stored.selecting] = found
+    is_new = choice.__class__ is not Choice or choice.names != stored.vary or choice.is_coded is not is_coded
+    if is_new or len(choice.found) >= keys.MAX_VARIANTS:
+        choice = ready[name] = Choice(stored.vary, is_coded)
+    values = choice.values(head)
+    if values is not None:
+        choice.found[values] = found
 
 
 def parse_kept(data: bytes) -> ResponseHead:
