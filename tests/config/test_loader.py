@@ -122,7 +122,10 @@ BAD = [
     ("after", "[listen]\nhttp = [{ adress = ':80' }]", "listen.http[0].adress", AFTER + 1, ["'address'"]),
     # not built yet
     *(("pool", line, f"pools.web.{line.split()[0]}", POOL, ["not supported yet"]) for line in ("discover = 'dns:x'", "http2 = true")),
-    *(("site", line, f'sites."a.example".{line.split()[0]}', SITE, ["not supported yet"]) for line in ("limits = ['public']", "auth = 'staff'")),
+    *(
+        ("site", line, f'sites."a.example".{line.split()[0]}', SITE, ["not supported yet"])
+        for line in ("limits = ['public']", "auth = 'staff'")
+    ),
     *(
         ("site", f"'/x' = {{ {line} }}", f'sites."a.example"."/x".{line.split()[0]}', SITE, ["not supported yet"])
         for line in (
