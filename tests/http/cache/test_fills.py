@@ -10,8 +10,12 @@ from cache_workers import FRESH, CachingCase
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Cache as CacheSpec
+from twistedproxy.config.model import Route, Site
 from twistedproxy.http.cache import disk
 from twistedproxy.http.cache.fills import TRANSITIONS, Fill, FillState
+from twistedproxy.http.cache.store import Store
+from twistedproxy.http.destination import Destination
+from twistedproxy.http.routes import Router
 from twistedproxy.net.transport import HIGH_WATER
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + FRESH + b"\r\n\r\n"
@@ -187,6 +191,26 @@ class HerdTests(CachingCase):
         self.assertTrue(end.response().body == body[15_900_000:])
         self.assertEqual(fill.state, FillState.DONE)
         self.assertEqual(worker.store.statistics()["disk_write_failures"], 1)
+
+    def test_a_reload_in_the_middle(self) -> None:
+        """Other stores, or a route that keeps nothing any more: whoever follows gets the whole, and the next request the new way."""
+        worker = self.worker()
+        body = os.urandom(3_000_000)
+        clients, server = self.herd(worker, 3)
+        server.send(self.answer(body)[:1_000_000])
+        for client in clients:
+            client.head()
+        worker.cache.spec = CacheSpec(self.directory, max_object=2_000_000)
+        worker.cache.store = Store(None, None, lambda work: work())
+        site = Site("site", ("*",), (Route("/", "web"),))
+        worker.front.router = Router([site], lambda s, r: Destination(s, r, worker.pool, worker.metrics))
+        worker.cache.follow_routes([site])
+        server.send(self.answer(body)[1_000_000:])
+        self.assertEqual([client.take(3_000_000) == body for client in clients], [True] * 3)
+        plain = worker.client(self.get())
+        server.request()
+        server.send(self.answer(b"plain"))
+        self.assertIsNone(plain.response().get(b"Cache-Status"))
 
     def test_no_disk_and_no_memory(self) -> None:
         """A cache that can keep nothing passes everything on."""

@@ -168,6 +168,19 @@ class FollowingTests(CachingCase):
         other.close()
         self.assertNotEqual(b"old", self.fill(first, b"new", path=b"/x").body)
 
+    def test_many_keys_are_forgotten_at_once(self) -> None:
+        """A site with many routes needs few words for an unsafe request."""
+        first, second = self.two()
+        self.fill(second)
+        (key,) = second.store._held
+        forgotten: list[bytes] = []
+        self.patch(second.cache, "forget", forgotten.append)
+        keys = [b"%016d" % n for n in range(250)] + [key]
+        assert first.cache.neighbours is not None
+        first.cache.neighbours.forget(keys)
+        self.bed.until(lambda: len(forgotten) == 251, "all keys")
+        self.assertEqual(forgotten, keys)
+
     def test_variants_of_two_workers(self) -> None:
         """A client that wants another variant than the one on its way in the other worker gets its own."""
         first, second = self.two()

@@ -6,6 +6,7 @@ import os
 
 from cache_workers import FRESH, CachingCase
 
+from twistedproxy.http.cache.sending import PIECE, PIECES_PER_TURN
 from twistedproxy.net.transport import HIGH_WATER
 
 
@@ -60,6 +61,28 @@ class SendingTests(CachingCase):
             worker.cache.forget(fill)
         self.assertTrue(client.take(8_000_000) == body)
         self.assertEqual(self.fill(worker, b"new").body, b"new")
+
+    def test_nobody_gets_more_than_a_few_pieces_at_a_time(self) -> None:
+        """However much a client's socket takes of what is on its way already, other clients have their turn in between."""
+        worker = self.worker()
+        body = os.urandom(4_000_000)
+        first = worker.client(self.get())
+        server = worker.origin.accept()
+        server.request()
+        server.send(self.answer(body)[:-1])
+        (fill,) = worker.cache.fills.values()
+        self.bed.until(lambda: fill.size == len(body) - 1, "all but the last byte")
+        late = worker.client(self.get())
+        before = most = 0
+        for _ in range(200):
+            self.bed.loop.turn(0.001)
+            late.pump()
+            position = sum(follower.position for follower in fill.followers if not follower._leads)
+            most, before = max(most, position - before), position
+        self.assertEqual(before, len(body) - 1)
+        self.assertLessEqual(most, (2 * PIECES_PER_TURN + 1) * PIECE)
+        server.send(body[-1:])
+        self.assertTrue(late.response().body == first.response().body == body)
 
     def test_pipelined_requests(self) -> None:
         """Answers come in the order of the requests, whatever each of them is."""

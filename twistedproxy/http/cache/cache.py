@@ -326,11 +326,13 @@ class Cache:
         asked = exchange.head
         scheme = exchange.scheme.encode()
         said = keys.claims(asked) if exchange.connection.client.is_trusted else b""
+        untrue: list[bytes] = []
         for scope in self._scopes.get(exchange.site, ()):
-            for key in freshen.invalidates(exchange.method, head, scheme, asked.authority, asked.path, asked.query, scope + said):
-                self.forget(key)
-                if self.neighbours is not None:
-                    self.neighbours.forget(key)
+            untrue += freshen.invalidates(exchange.method, head, scheme, asked.authority, asked.path, asked.query, scope + said)
+        for key in untrue:
+            self.forget(key)
+        if untrue and self.neighbours is not None:
+            self.neighbours.forget(untrue)
 
     # Purges
 

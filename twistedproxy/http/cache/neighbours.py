@@ -35,6 +35,7 @@ _WORD = struct.Struct("<BB16sQ")
 FOLLOW, GREW, DONE, FAILED, PASS, GONE, FORGET = range(1, 8)
 SILENCE_S = 5.0
 """How long a fill of another worker may say nothing before it has begun."""
+KEYS_PER_WORD = 100
 LOOK_EVERY_S = 1.0
 """How often one that says nothing is looked at."""
 
@@ -101,13 +102,15 @@ class Neighbours:
 
     def say(self, slot: int, word: int, key: bytes, number: int = 0, path: str = "") -> bool:
         """False when there is no such worker; a later word about the same key takes the place of one that waits."""
-        data = _WORD.pack(word, self._cells.slot, key, number) + os.fsencode(path)
-        return self._bell.ring(slot, data, about=key if word != FORGET else b"")
+        return self._bell.ring(slot, _WORD.pack(word, self._cells.slot, key, number) + os.fsencode(path), about=key)
 
-    def forget(self, key: bytes) -> None:
-        """Whoever fills `key` is not to keep it."""
-        for slot in self._cells.others:
-            self.say(slot, FORGET, key)
+    def forget(self, keys: list[bytes]) -> None:
+        """Whoever fills one of them is not to keep it."""
+        for at in range(0, len(keys), KEYS_PER_WORD):
+            first, *more = keys[at : at + KEYS_PER_WORD]
+            word = _WORD.pack(FORGET, self._cells.slot, first, 0) + b"".join(more)
+            for slot in self._cells.others:
+                self._bell.ring(slot, word)
 
     def heard(self, data: bytes) -> None:
         """A word from another worker."""
@@ -119,6 +122,8 @@ class Neighbours:
             return
         if word == FORGET:
             self.cache.forget(key)
+            for at in range(_WORD.size, len(data) - 15, 16):
+                self.cache.forget(data[at : at + 16])
             return
         fill = self._followed.get(key)
         if fill is not None:

@@ -19,6 +19,8 @@ from twistedproxy.http.messages import ResponseHead
 from twistedproxy.net.sendfile import FileSend
 
 PIECE = 64 * 1024
+PIECES_PER_TURN = 4
+"""So many are given to one client before others have their turn: sockets may take megabytes at once."""
 SEND_FROM = 32 * 1024
 """Bytes of a file from which sending them inside the kernel pays."""
 
@@ -35,6 +37,8 @@ class SendingExchange(ActingExchange):
     _parts: deque[ranges.Part]
     _after = b""
     _is_paused = False
+    _goes_on = False
+    """It has a turn of its own in a moment."""
     _sending: FileSend | None = None
 
     def _give(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
@@ -51,12 +55,23 @@ class SendingExchange(ActingExchange):
         source = self._source
         if self._is_sent_by_kernel(source):
             return
-        while self.state is State.RESPONDING and source is not None and not self._is_paused:
+        for _ in range(PIECES_PER_TURN):
+            if self.state is not State.RESPONDING or source is None or self._is_paused:
+                return
             data, is_done = self._next_piece(source)
             if not data and not is_done:
                 return
             super().response_data(data, is_done)
             source.progressed()
+        if self.state is State.RESPONDING and not self._is_paused and not self._goes_on:
+            self._goes_on = True
+            self.connection.transport.reactor.soon(self._go_on_pumping, None)
+
+    def _go_on_pumping(self, _: object) -> None:
+        """Others had their turn."""
+        self._goes_on = False
+        if self.state is State.RESPONDING:
+            self._pump()
 
     def _is_sent_by_kernel(self, source: Any) -> bool:
         """A long rest of a file that nobody needs to look at goes from the file to the socket; True while it does."""
