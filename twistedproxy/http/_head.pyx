@@ -197,6 +197,9 @@ cdef int _kind(const unsigned char* p, Py_ssize_t n) noexcept nogil:
             return INTERNAL
         if n == 14 and TP_IS(p, b"x-original-url"):
             return CLAIM
+        if (n == 13 and TP_IS(p, b"x-http-method")) or (n == 17 and TP_IS(p, b"x-method-override")) or (
+                n == 22 and TP_IS(p, b"x-http-method-override")):
+            return CONDITIONS
         if n >= 12 and TP_IS(p, b"x-forwarded-"):
             if (n == 15 and TP_IS(p, b"x-forwarded-for")) or (n == 17 and TP_IS(p, b"x-forwarded-proto")) or (
                     n == 16 and (TP_IS(p, b"x-forwarded-host") or TP_IS(p, b"x-forwarded-port"))):

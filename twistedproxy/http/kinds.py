@@ -23,6 +23,7 @@ KNOWN: dict[bytes, int] = {
     b"x-forwarded-port": _FORWARDED, b"x-request-id": _REQUEST_ID, b"expect": _EXPECT, b"date": _DATE, b"server": _SERVER, b"via": _VIA,
     b"cache-control": _CONDITIONS, b"pragma": _CONDITIONS, b"authorization": _CONDITIONS, b"range": _CONDITIONS, b"if-range": _CONDITIONS,
     b"if-match": _CONDITIONS, b"if-none-match": _CONDITIONS, b"if-modified-since": _CONDITIONS, b"if-unmodified-since": _CONDITIONS,
+    b"x-http-method": _CONDITIONS, b"x-http-method-override": _CONDITIONS, b"x-method-override": _CONDITIONS,
     b"x-real-ip": _CLAIM, b"x-original-url": _CLAIM, b"x-rewrite-url": _CLAIM,
 }  # fmt: skip
 

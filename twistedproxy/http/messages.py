@@ -39,7 +39,8 @@ class Kind:
     NOMINATED = 4096
     """Named in a Connection field of the same message (never Host, Content-Length or Transfer-Encoding: those are refused)."""
     CONDITIONS = 65536
-    """Cache-Control, Pragma, Authorization, Range, If-*: a request without them takes a kept answer as it is. Only in `Head.kinds`."""
+    """Cache-Control, Pragma, Authorization, Range, If-*, X-HTTP-Method-Override: a request without them takes a kept answer as it is.
+    Only in `Head.kinds`."""
     CLAIM = 8192
     """What only a trusted proxy may say besides FORWARDED: X-Real-IP, any other X-Forwarded-*, X-Original-URL, X-Rewrite-URL."""
 

@@ -192,6 +192,23 @@ class HerdTests(CachingCase):
         self.assertEqual(fill.state, FillState.DONE)
         self.assertEqual(worker.store.statistics()["disk_write_failures"], 1)
 
+    def test_the_disk_is_full_for_one_who_wants_the_end(self) -> None:
+        """Its part is not there yet when the disk fails: it is the right one all the same."""
+        worker = self.worker()
+        body = os.urandom(4_000_000)
+        end = worker.client(self.get(b"Range: bytes=3900000-"))
+        server = worker.origin.accept()
+        server.request()
+        data = self.answer(body)
+        server.send(data[:2_000_000])
+
+        def full(writer: Any, data: Any) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+        self.patch(disk.Writer, "_write", full)
+        server.send(data[2_000_000:])
+        self.assertTrue(end.response().body == body[3_900_000:])
+
     def test_a_reload_in_the_middle(self) -> None:
         """Other stores, or a route that keeps nothing any more: whoever follows gets the whole, and the next request the new way."""
         worker = self.worker()

@@ -10,7 +10,7 @@ from cache_workers import FRESH, CachingCase
 
 from twistedproxy.http.cache import disk
 from twistedproxy.http.cache.fills import FillState
-from twistedproxy.http.cache.neighbours import GONE, RemoteFill
+from twistedproxy.http.cache.neighbours import GONE, SILENCE_S, RemoteFill
 from twistedproxy.ipc.scoreboard import Scoreboard
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + FRESH + b"\r\n\r\n"
@@ -73,6 +73,27 @@ class FollowingTests(CachingCase):
         other.send(self.answer(b"yours", b"Cache-Control: private"))
         self.assertEqual(follower.response().body, b"yours")
         self.assertEqual(len(second.cache._passed_on), 1)
+
+    def test_an_endless_answer_that_may_not_be_kept(self) -> None:
+        """While one worker passes an event stream on, the other's clients do not wait for it."""
+        first, second = self.two()
+        leader = first.client(self.get())
+        server = first.origin.accept()
+        server.request()
+        server.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nCache-Control: no-store\r\n\r\n5\r\nhello\r\n")
+        leader.through(b"hello\r\n")
+        began = self.bed.loop.seconds()
+        for _ in range(2):
+            client = second.client(self.get())
+            other = first.origin.accept()
+            other.request()
+            other.send(self.answer(b"mine", b"Cache-Control: private"))
+            self.assertEqual(client.response().body, b"mine")
+            other.close()
+            self.bed.until(lambda: not any(one.idle for one in second.pool.servers), "the idle connection to be gone")
+        self.assertEqual(len(second.cache._passed_on), 1)
+        self.assertLess(self.bed.loop.seconds() - began, SILENCE_S)
+        leader.reset()
 
     def test_a_copy_is_renewed_for_both(self) -> None:
         """A 304 to one worker is the other's hit."""

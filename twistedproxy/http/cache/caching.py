@@ -37,6 +37,8 @@ from twistedproxy.http.routes import Decision
 if TYPE_CHECKING:
     from twistedproxy.http.cache.cache import Cache
 
+NOT_AS_IT_IS = Kind.CONDITIONS | Kind.CLAIM
+"""A request with any of these asks a server for something else than what is to be kept."""
 PATIENCE_S = 5.0
 """How long a follower waits for a head that another's request is to bring."""
 
@@ -62,6 +64,8 @@ class CachingExchange(SendingExchange):
     """The fill is this request's."""
     _is_following = False
     """It waits for the fill's head."""
+    _asks: Fill | None = None
+    """The fill that this request brings by itself, until there is more to it than that."""
     _was_released = 0
 
     # ROUTE
@@ -135,12 +139,46 @@ class CachingExchange(SendingExchange):
         if not fill.attach(self):
             return self._goes_past(Forwarded.VARY_MISS)
         self._fill = fill
+        if self._leads and stale is None and not self.head.kinds & NOT_AS_IT_IS and isinstance(fill, Fill):
+            self._asks = fill
+            return False
         self._wait(decision)
         if fill.state is FillState.KEEPING:
             self.fill_began(fill)
         elif self._leads and isinstance(fill, Fill):
             fill.begin(decision.destination)
         return True
+
+    # A leader that asks by itself: nearly always nobody else waits, and the answer is small and comes at once
+
+    def fail(self, error: ProxyError) -> None:
+        if self._asks is not None:
+            fill, self._asks = self._asks, None
+            fill.asked_in_vain(error)
+        super().fail(error)
+
+    def client_gone(self, error: ProxyError) -> None:
+        if self._asks is not None:
+            fill, self._asks = self._asks, None
+            if self._upstream is not None:  # the server is at work already: who comes next has the good of it
+                fill.followers.pop(self, None)
+                fill.take_over(self)
+            else:
+                fill.asked_in_vain(None)
+        super().client_gone(error)
+
+    def _answered(self, fill: Fill, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
+        """The answer that this request asked for by itself, or its beginning."""
+        if (head.status >= 502 or head.status == 429) and self._is_not_wanted(head):
+            return
+        self._asks = None
+        if not is_done or len(body) > self.cache.memory_max or not fill.is_only(self):
+            self._is_following = True
+            fill.take_over(self).respond(head, length, body, is_done)
+            return
+        fill.answered_at_once(head, length, body)
+        self._result = "miss"
+        super().respond(marked(head, self._line(fill, self.cache.now())), length, body, True)
 
     def chooses(self, entry: Entry) -> bool:
         return policy.matches(entry.stored, self.head)
@@ -159,6 +197,7 @@ class CachingExchange(SendingExchange):
         if fill is None or decision is None or not self._is_following:
             super().deadline_passed()
         elif self._leads and isinstance(fill, Fill):
+            assert fill.fetch is not None
             fill.fetch.deadline_passed()  # so that all are told, and get the copy that was there if they may
         elif self.front.seconds() >= self.started + decision.destination.timeouts.request_s:
             stale = fill.stale
@@ -196,20 +235,10 @@ class CachingExchange(SendingExchange):
         entry = fill.entry
         self._note_server()
         self._result = "miss" if self._leads else "collapsed"
-        why = self._why or Forwarded.URI_MISS
-        is_collapsed = not self._leads
+        line = self._line(fill, now)
         self._source = fill
-        if entry is None:
-            assert fill.head is not None
-            refused = fill.refused.value if fill.refused is not None else ""
-            line = forwarded(why, status=fill.head.status, collapsed=is_collapsed, detail=refused)
-        else:
-            stored = entry.stored
-            ttl = stored.fresh_until - now
-            is_stored = fill.state is not FillState.PASSING
-            line = forwarded(why, status=stored.status, stored=is_stored, collapsed=is_collapsed, ttl_s=ttl)
-            if fill.length >= 0 and self._is_answered_with_less(entry, now, line):
-                return
+        if entry is not None and fill.length >= 0 and self._is_answered_with_less(entry, now, line):
+            return
         if self._leads and fill.head is not None:
             head = marked(fill.head, line)  # with what is for this client alone, and not kept
         else:
@@ -222,6 +251,17 @@ class CachingExchange(SendingExchange):
         self._give(head, length, first, is_whole)
         if not is_whole:
             self._pump()
+
+    def _line(self, fill: Fill | RemoteFill, now: float) -> bytes:
+        """Cache-Status of what a fill brings."""
+        why, is_collapsed, entry = self._why or Forwarded.URI_MISS, not self._leads, fill.entry
+        if entry is None:
+            assert fill.head is not None
+            refused = fill.refused.value if fill.refused is not None else ""
+            return forwarded(why, status=fill.head.status, collapsed=is_collapsed, detail=refused)
+        stored = entry.stored
+        is_stored = fill.state is not FillState.PASSING
+        return forwarded(why, status=stored.status, stored=is_stored, collapsed=is_collapsed, ttl_s=stored.fresh_until - now)
 
     def hear_interim(self, head: ResponseHead) -> None:
         """A 1xx came on the way to the answer that this request asked for."""
@@ -256,7 +296,7 @@ class CachingExchange(SendingExchange):
 
     def _note_server(self) -> None:
         """Who was asked for this request, for log and counters: of all who follow a fill only its leader caused that."""
-        if self._leads and self._fill is not None:
+        if self._leads and self._fill is not None and self._fill.fetch is not None:
             self.served_from = self._fill.fetch.server_address
             self.attempts = self._fill.fetch.attempts
 
@@ -294,6 +334,9 @@ class CachingExchange(SendingExchange):
 
     def respond(self, head: ResponseHead, length: int, body: bytes, is_done: bool) -> None:
         """A server's own answer to this request."""
+        if self._asks is not None:
+            self._answered(self._asks, head, length, body, is_done)
+            return
         self.cache.invalidate(self, head)
         if self._why is not None:
             head = marked(head, forwarded(self._why, status=head.status, detail=self._detail))
@@ -395,7 +438,8 @@ class CachingExchange(SendingExchange):
     # FINISH
 
     def attempt_log(self, server: str) -> list[dict[str, object]]:
-        return super().attempt_log(server) if self._fill is None or not self._leads else self._fill.fetch.attempt_log(server)
+        fetch = self._fill.fetch if self._fill is not None and self._leads else None
+        return super().attempt_log(server) if fetch is None else fetch.attempt_log(server)
 
     def _finish(self, now: float = 0.0) -> None:
         if self.state is State.DONE:

@@ -94,6 +94,21 @@ class Fetch(ActingExchange):
         self.connection.await_response(self.started + timeouts.request_s)
         self._acquire(destination)
 
+    def take_over(self, leader: Any) -> None:
+        """Go on where `leader` is, which has asked by itself until now."""
+        self.state = State.SENT
+        self.started = leader.started
+        self.destination = leader.decision.destination
+        self.outgoing = leader.outgoing
+        self.response_idle_s = leader.response_idle_s
+        self.attempts = leader.attempts
+        self._lease, leader._lease = leader._lease, None
+        self._retries, leader._retries = leader._retries, None
+        upstream, leader._upstream = leader._upstream, None
+        self._upstream = upstream
+        upstream.exchange = self
+        self.connection.await_response(leader.connection.response_deadline)
+
     def abandon(self) -> None:
         """Nobody wants the answer any more."""
         self._finish()

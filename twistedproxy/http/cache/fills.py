@@ -83,50 +83,54 @@ class Follower(Protocol):
 class Fill:
     """One key's answer on its way. `leader` is the exchange whose request it is; `stale` the copy that is asked to be renewed."""
 
+    state = FillState.ASKING
+    entry: Entry | None = None
+    """What is being kept."""
+    head: ResponseHead | None = None
+    """The server's head, of an answer that is passed on."""
+    length = 0
+    """Of the body, as `body_length_for` says it."""
+    size = 0
+    """Bytes of the body that have come."""
+    is_forgotten = False
+    """What it fills was invalidated meanwhile: it is not kept."""
+    claimed_key = b""
+    """Under which other workers find it; b"": they do not."""
+    refused: policy.Refused | None = None
+    """Why the answer is not kept."""
+    fetch: Fetch | None = None
+    """Who asks the server; None while the leader does so itself."""
+    _base = 0
+    """Where in the body `_memory` begins."""
+    _writer: Any = None
+    _file: Any = None
+    """Reads what the writer wrote, also after it is done."""
+    _in_file = 0
+    """When the file was given up: so much of the body is in it, and what came after in memory."""
+    _was_followed = False
+    _is_held = False
+    """The server is not read, since followers are behind."""
+
     def __init__(self, cache: Cache, key: bytes, leader: Any, stale: Entry | None) -> None:
         self.cache = cache
         self.key = key
+        self.leader = leader
         self.request: RequestHead = leader.head
         self.url: bytes = leader.url
         self.primary: bytes = leader.primary
         self.settings = leader.settings
         self.stale = stale
-        self.state = FillState.ASKING
-        self.entry: Entry | None = None
-        """What is being kept."""
-        self.head: ResponseHead | None = None
-        """The server's head, of an answer that is passed on."""
-        self.length = 0
-        """Of the body, as `body_length_for` says it."""
-        self.size = 0
-        """Bytes of the body that have come."""
-        self.is_forgotten = False
-        """What it fills was invalidated meanwhile: it is not kept."""
-        self.claimed_key = b""
-        """Under which other workers find it; b"": they do not."""
         self.followers: dict[Any, None] = {}
-        self.refused: policy.Refused | None = None
-        """Why the answer is not kept."""
         self.asked_at = cache.now()
         self.started = cache.seconds()
-        self._base = 0
-        """Where in the body `_memory` begins."""
         self._memory = bytearray()
-        self._writer: Any = None
-        self._file: Any = None
-        """Reads what the writer wrote, also after it is done."""
-        self._in_file = 0
-        """When the file was given up: so much of the body is in it, and what came after in memory."""
-        self._was_followed = False
-        self._is_held = False
-        """The server is not read, since followers are behind."""
-        self.fetch = Fetch(self, leader)
 
     def __repr__(self) -> str:
         return f"<Fill {self.url.decode('latin-1')} {self.state.value} {self.size}>"
 
     def begin(self, destination: Any) -> None:
         """Ask the server."""
+        self.fetch = Fetch(self, self.leader)
         self.fetch.begin_fetch(destination, freshen.conditional_fields(self.stale.stored) if self.stale is not None else ())
 
     # Followers
@@ -152,7 +156,8 @@ class Fill:
         if self._writer is not None:
             self._writer.abort()
         self._end(FillState.FAILED)
-        self.fetch.abandon()
+        if self.fetch is not None:
+            self.fetch.abandon()
 
     def _is_worth_finishing(self) -> bool:
         left = self.length - self.size
@@ -181,6 +186,49 @@ class Fill:
     def is_open(self) -> bool:
         """More may come of it."""
         return self.state is not FillState.DONE and self.state is not FillState.FAILED
+
+    # A leader that asks by itself
+
+    def is_only(self, follower: Any) -> bool:
+        """Whether nobody else waits."""
+        return len(self.followers) == 1 and follower in self.followers
+
+    def take_over(self, leader: Any) -> Fetch:
+        """Others wait as well, or the answer will take a while: from here on it does not depend on the leader's client."""
+        fetch = self.fetch = Fetch(self, leader)
+        fetch.take_over(leader)
+        return fetch
+
+    def answered_at_once(self, head: ResponseHead, length: int, body: bytes) -> None:
+        """All of the answer is there, it is small, and nobody but the leader waits, who has it already."""
+        cache, now = self.cache, self.cache.now()
+        self.head, self.length, self.size = head, length, len(body)
+        found = policy.storable(self.request, head, self.settings, self.asked_at, now)
+        if isinstance(found, policy.Refused):
+            self.refused = found
+        else:
+            self.entry = cache.entry_for(self, head, found, now)
+        if self.entry is None:
+            self._move(FillState.PASSING)
+            cache.passes_on(self)
+        else:
+            self._move(FillState.KEEPING)
+            if not self.is_forgotten:
+                cache.keep(self, self.entry, body)
+        self._end(FillState.DONE)
+        if self.entry is not None:
+            cache.prefer(self)
+
+    def asked_in_vain(self, error: ProxyError | None) -> None:
+        """The leader got no answer, or (None) left: the others get the error, or ask for themselves."""
+        self.followers.pop(self.leader, None)
+        if error is not None:
+            self.failed(error)
+            return
+        self._end(FillState.FAILED)
+        for follower in self._all():
+            self.followers.pop(follower, None)
+            follower.fill_released()
 
     # What the fetch tells
 
@@ -234,14 +282,15 @@ class Fill:
         stored = freshen.refreshed(stale.stored, self.request, head, self.settings, self.asked_at, now)
         if stored is None:  # the 304 speaks of something else than what we have
             self.stale = None
-            before, self.fetch = self.fetch, Fetch(self, self.fetch.leader)
-            before.abandon()
+            before = self.fetch
+            assert before is not None
             self.begin(before.destination)
+            before.abandon()
             return
         entry = self.cache.renewed(stale, stored, self.asked_at, keeps=not self.is_forgotten)
         self._end(FillState.DONE)
         for follower in self._all():
-            if stored.flags & Flag.DROP and follower is not self.fetch.leader:
+            if stored.flags & Flag.DROP and follower is not self.leader:
                 self.followers.pop(follower, None)
                 follower.fill_released()
             else:
@@ -252,7 +301,7 @@ class Fill:
         self._move(FillState.PASSING)
         self.cache.passes_on(self)
         for follower in self._all():
-            if follower is not self.fetch.leader:
+            if follower is not self.leader:
                 self.followers.pop(follower, None)
                 follower.fill_released()
         if not self.followers:
@@ -261,7 +310,7 @@ class Fill:
     def _release_others(self, entry: Entry) -> None:
         """Followers whose requests choose another variant."""
         for follower in self._all():
-            if follower is not self.fetch.leader and not follower.chooses(entry):
+            if follower is not self.leader and not follower.chooses(entry):
                 self.followers.pop(follower, None)
                 follower.fill_released()
 
@@ -371,10 +420,12 @@ class Fill:
         waiting = self.size - lowest
         if waiting > HIGH_WATER and not self._is_held:
             self._is_held = True
-            self.fetch.pause_response()
+            if self.fetch is not None:
+                self.fetch.pause_response()
         elif waiting <= LOW_WATER and self._is_held:
             self._is_held = False
-            self.fetch.resume_response()
+            if self.fetch is not None:
+                self.fetch.resume_response()
 
     def progressed(self) -> None:
         """A follower has taken something."""
