@@ -140,7 +140,6 @@ class Compression:
                 body = coded
         return LocalResponse(local.status, body, tuple(as_planned(plan, head).fields()))
 
-
     # For bodies that are all there
 
     def coding_for(self, request: Any, head: Any, size: int) -> str:
