@@ -6,7 +6,7 @@ import os
 
 from cache_workers import FRESH, CachingCase
 
-from twistedproxy.config.model import RouteCache, Timeouts
+from twistedproxy.config.model import Retry, RouteCache, Timeouts
 from twistedproxy.http.cache import policy
 
 ETAG = b'ETag: "1"'
@@ -178,6 +178,27 @@ class FreshnessTests(CachingCase):
         worker.origin.accept().request()
         self.bed.travel(5)
         self.assertEqual([client.response().body for client in clients], [b"body"] * 3)
+
+    def test_ca_09_stale_if_error_for_who_asks_alone(self) -> None:
+        """The copy is also given to those who do not wait for a fill: HEAD, and requests for what was not to be kept a moment ago."""
+        worker = self.worker(rules=RouteCache(stale_if_error_s=100.0), pool={"retry": Retry(tries=0)})
+        self.fill(worker)
+        self.bed.travel(61)
+        for method in (b"GET", b"HEAD"):
+            for primary in list(worker.store._held):
+                worker.cache.believe_passed_on(primary)
+            client = worker.client(method + b" /x HTTP/1.1\r\nHost: example.com\r\n\r\n")
+            server = worker.origin.accept()
+            server.request()
+            server.send(
+                self.fakes.answer(b"broken", status=b"503 X") if method == b"GET" else b"HTTP/1.1 503 X\r\nContent-Length: 6\r\n\r\n"
+            )
+            stale = client.response(to=method)
+            self.assertEqual((stale.status, stale.get(b"Content-Length")), (200, b"4"))
+            server.breaks()
+        worker.origin.stop()
+        self.assertEqual(worker.ask().body, b"body")
+        self.assertEqual((worker.leases, worker.counted()), (0, {"miss": 1, "stale": 3}))
 
     def test_stale_while_revalidate(self) -> None:
         """The stale copy is given at once; one request in the background, which no client waits for, brings the new one."""

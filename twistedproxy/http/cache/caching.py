@@ -32,7 +32,9 @@ from twistedproxy.http.cache.status import Forwarded, forwarded, hit, marked
 from twistedproxy.http.destination import Destination
 from twistedproxy.http.exchange import State
 from twistedproxy.http.messages import CHUNKED, NO_BODY, Kind, LocalResponse, RequestHead, ResponseHead
+from twistedproxy.http.record import outcome_of
 from twistedproxy.http.routes import Decision
+from twistedproxy.pool.server import Outcome
 
 if TYPE_CHECKING:
     from twistedproxy.http.cache.cache import Cache
@@ -66,6 +68,8 @@ class CachingExchange(SendingExchange):
     """It waits for the fill's head."""
     _asks: Fill | None = None
     """The fill that this request brings by itself, until there is more to it than that."""
+    _stale: Entry | None = None
+    """What was there, and is to be renewed."""
     _was_released = 0
 
     # ROUTE
@@ -125,6 +129,7 @@ class CachingExchange(SendingExchange):
     def _follow(self, decision: Decision[Destination], key: bytes, stale: Entry | None, why: Forwarded) -> bool:
         """Wait for the fill of `key`, or begin it; False: ask the server without keeping anything."""
         cache = self.cache
+        self._stale = stale
         if self.method == b"HEAD" or cache.is_passed_on(key) or self._was_released > 1:
             return self._goes_past(why)
         self._why = why
@@ -155,7 +160,26 @@ class CachingExchange(SendingExchange):
         if self._asks is not None:
             fill, self._asks = self._asks, None
             fill.asked_in_vain(error)
-        super().fail(error)
+        if not self._is_stale_good_enough(outcome_of(error, 0)):
+            super().fail(error)
+
+    def _is_stale_good_enough(self, outcome: Outcome) -> bool:
+        """A server failed this request: the copy that was to be renewed is given instead, if it may be."""
+        stale, self._stale = self._stale, None
+        if stale is None or self.state is State.RESPONDING or self.state is State.DONE:
+            return False
+        if not policy.may_serve_on_error(stale.stored, self.head, self.cache.now()):
+            return False
+        lease, self._lease = self._lease, None
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.close()
+        if lease is not None:
+            lease.release(outcome)
+        self._stop_waiting()
+        self._leave_fill()
+        self._serve(stale, "stale")
+        return True
 
     def client_gone(self, error: ProxyError) -> None:
         if self._asks is not None:
@@ -336,6 +360,8 @@ class CachingExchange(SendingExchange):
         """A server's own answer to this request."""
         if self._asks is not None:
             self._answered(self._asks, head, length, body, is_done)
+            return
+        if head.status >= 500 and self._is_stale_good_enough(Outcome.FAILED):
             return
         self.cache.invalidate(self, head)
         if self._why is not None:
