@@ -23,7 +23,7 @@ Who may import whom, strictly downward (siblings in one folder freely)::
 
 Three walks to read first: a request in ``http/exchange.py``, a TCP connection in
 ``stream/session.py``, a weight change from ``admin/api.py`` over ``config/changes.py`` and
-``supervisor/service.py`` to ``worker/service.py``.
+``supervisor/service.py`` to ``worker/service.py``. The cache has a map of its own, ``http/cache/__init__.py``.
 """
 
 __version__ = "0.1.0"
