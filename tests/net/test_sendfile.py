@@ -31,7 +31,9 @@ class SendTests(SynchronousTestCase):
         def took(n):
             self.progress += n
 
-        return FileSend(sink, self.file.fileno(), 4 + first, count, checked, took, self.ends.append)
+        sending = FileSend(sink, self.file.fileno(), 4 + first, count, checked, took, self.ends.append)
+        sending.begin()
+        return sending
 
     def sink(self, small=False):
         sink, peer = self.loop.transport(small=small)

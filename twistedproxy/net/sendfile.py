@@ -22,8 +22,7 @@ class FileSend:
     """Sends `count` bytes of descriptor `fd` from `offset` on, after what the sink has waiting.
 
     `check(first, length)` is asked, with positions counted from `offset`, whether a piece may be sent; `on_progress(n)` is told of
-    bytes that the sink took; `on_done(is_whole)` is called once: False when the file is shorter than it was, or a check failed. None of
-    them is called before the constructor returns.
+    bytes that the sink took; `on_done(is_whole)` is called once: False when the file is shorter than it was, or a check failed.
     """
 
     __slots__ = ("_check", "_checked", "_fd", "_offset", "_on_done", "_on_progress", "_sent", "held", "is_active", "sink")
@@ -54,7 +53,13 @@ class FileSend:
         self._on_progress = on_progress
         self._on_done: Callable[[bool], None] | None = on_done
         sink.splice_out = self
-        sink.await_writable()
+
+    def begin(self) -> None:
+        """Send what the socket takes at once, the rest later; what is called back may be called before this returns."""
+        if not self.sink.buffered:
+            self.sink_writable()
+        if self.is_active:
+            self.sink.await_writable()
 
     def __repr__(self) -> str:
         return f"<FileSend sent={self._sent} left={self.held} {'active' if self.is_active else 'over'}>"

@@ -83,6 +83,7 @@ class SendingExchange(ActingExchange):
         if self.state is not State.RESPONDING or not transport.is_plain or self._response_length < 0 or self.transform is not None:
             return False
         self._sending = source.send(transport, self.position, end - self.position, self._kernel_sent, self._kernel_done)
+        self._sending.begin()
         return True
 
     def _kernel_sent(self, count: int) -> None:
