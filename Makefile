@@ -11,6 +11,9 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check --no-input
 MANIFEST := setup.cfg setup.py pyproject.toml twistedproxy/__init__.py $(wildcard twistedproxy/http/_head.pyx)
 TESTS ?= tests
+# Two processes; the tests of one file stay together. JOBS=0: one after the other, in this process.
+JOBS ?= 2
+PYTEST := $(PY) -m pytest -rs -n $(JOBS) --dist loadfile $(TESTS) </dev/null
 export PIP_ROOT_USER_ACTION := ignore
 
 run: .venv/run.stamp native-notice
@@ -18,11 +21,11 @@ run: .venv/run.stamp native-notice
 
 test: .venv/test.stamp .venv/sslyze.stamp
 	@sh .ci/debian-packages </dev/null
-	$(PY) -m pytest -rs $(TESTS) </dev/null
+	$(PYTEST)
 
 test-full: .venv/test.stamp .venv/sslyze.stamp
 	@sh .ci/debian-packages </dev/null
-	FULL=1 $(PY) -m pytest -rs $(TESTS) </dev/null
+	FULL=1 $(PYTEST)
 
 soak: .venv/test.stamp
 	$(PY) tests/soak/soak.py --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

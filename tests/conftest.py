@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,9 @@ def _general(name: str) -> x509.GeneralName:
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
+def authority() -> Iterator[Authority]:
+    with tempfile.TemporaryDirectory() as directory:  # with a short name, so that messages show it in full
+        yield Authority(Path(directory))
 
 
 class _CheckedState:
