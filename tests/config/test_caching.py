@@ -79,3 +79,25 @@ class CachingTests(SynchronousTestCase):
     def test_the_least_memory_is_one_that_works(self) -> None:
         """What the file may ask for can be made."""
         self.assertEqual(read('[cache]\nmemory = "4MiB"\n' + SITE).cache.memory, geometry.MIN_BYTES)
+
+
+class IdentityTests(SynchronousTestCase):
+    def test_ca_04_what_is_told_of_one_client_is_not_cached_for_all(self) -> None:
+        """CA-04: a route that tells its server who holds the client certificate cannot keep answers, by itself, its site or a preset."""
+        head = '[headers.who]\nrequest = { set = { X-User = "${client_cert_subject}" } }\n'
+        own = '"/" = { pool = "web", cache = "1h", headers = { request = { add = { X-Cert = "${client_cert_sha256}" } } } }'
+        for site, where in (
+            (own, 'sites."*"."/".cache'),
+            ('cache = {}\nuse = ["headers.who"]\n"/" = "web"', 'sites."*".cache'),
+            ('cache = {}\nuse = ["headers.who"]\n"/" = { pool = "web", cache = false }', None),
+            ('"/" = { pool = "web", cache = "1h", headers = { request = { set = { X-Real-IP = "${client_ip}" } } } }', None),
+        ):
+            text = f'{head}[sites."*"]\n{site}\n'
+            try:
+                read(text)
+                found = None
+            except ConfigurationError as error:
+                (problem,) = error.problems
+                self.assertIn("client certificate", problem.message)
+                found = problem.path
+            self.assertEqual(found, where, site)

@@ -13,7 +13,7 @@ from typing import Any
 from twistedproxy.config import compressing, schema, tls_checks, values
 from twistedproxy.config.kinds import Origin
 from twistedproxy.config.locate import Path, dotted
-from twistedproxy.config.routing import ANSWERS, USES, USES_LATER, faults
+from twistedproxy.config.routing import ANSWERS, USES, USES_LATER, faults, uses_of
 
 Finding = tuple[Path, str]
 Quote = Callable[[Path, str], str]
@@ -32,6 +32,7 @@ def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote:
         _hosts(document, quote),
         _routes(document),
         _uses(document),
+        _caches(document),
         _together(document, tree),
         _listeners(document, tree, origin, quote),
         tls_checks.check(document, tree, origin, quote),
@@ -144,6 +145,25 @@ def _uses(document: schema.File) -> Iterator[Finding]:
     for name, pool in document.pools.items():
         if pool.sticky is not None and pool.sticky.cookie is None:
             yield ("pools", name, "sticky"), "needs a cookie here; for a stable hash use balance = " + '"source_ip" or "hash:…"'
+
+
+def _caches(document: schema.File) -> Iterator[Finding]:
+    """What a server is told of the holder of a client certificate is for that client alone; a kept answer goes to all."""
+    for path, route in _all_routes(document):
+        site = document.sites[str(path[1])]
+        is_own = "cache" in route.model_fields_set
+        if (route.cache if is_own else site.cache) is None:
+            continue
+        presets = [document.headers[name[8:]] for name in uses_of(site, route) if name[:8] == "headers." and name[8:] in document.headers]
+        edits = [headers.request for headers in (*presets, route.headers)]
+        if any("${client_cert_" in value for edit in edits for _, value in (*edit.set, *edit.add)):
+            yield (
+                (*(path if is_own else path[:2]), "cache"),
+                (
+                    "the request's headers tell the server who holds the client certificate, and one client's answer would be given to others;"
+                    " take this route out with cache = false, or do not send that header here"
+                ),
+            )
 
 
 def _hosts(document: schema.File, quote: Quote) -> Iterator[Finding]:

@@ -85,10 +85,11 @@ class CachingExchange(SendingExchange):
         self.settings = cache.settings_of(self.actions.cache)
         bypass = policy.may_use(head, self.settings)
         scheme = self.scheme.encode()
-        self.url = url_of(scheme, head.authority, head.path, head.query)
-        scope = cache.scope(decision)
+        scope, outside = cache.scope(decision), (scheme, head.authority)
         if self.connection.client.is_trusted:
             scope += keys.claims(head)
+            outside = keys.outside(head, scheme)
+        self.url = url_of(*outside, head.path, head.query)
         self.primary = keys.primary(scheme, head.authority, head.path, head.query, scope)
         if bypass is not None:
             return self._goes_past(Forwarded.METHOD if bypass is policy.Bypass.METHOD else Forwarded.BYPASS, bypass.value)
@@ -285,7 +286,9 @@ class CachingExchange(SendingExchange):
             return forwarded(why, status=fill.head.status, collapsed=is_collapsed, detail=refused)
         stored = entry.stored
         is_stored = fill.state is not FillState.PASSING
-        return forwarded(why, status=stored.status, stored=is_stored, collapsed=is_collapsed, ttl_s=stored.fresh_until - now)
+        return forwarded(
+            why, status=stored.status, stored=is_stored, collapsed=is_collapsed, ttl_s=max(stored.fresh_until, stored.stored_at) - now
+        )
 
     def hear_interim(self, head: ResponseHead) -> None:
         """A 1xx came on the way to the answer that this request asked for."""
@@ -309,9 +312,9 @@ class CachingExchange(SendingExchange):
         """The copy that was there may be given: it holds, or the server failed."""
         self._note_server()
         self._stop_waiting()
+        has_answer = self._fill is not None and self._fill.is_complete
         self._leave_fill()
-        is_fresh = self.cache.now() < entry.stored.fresh_until
-        self._serve(entry, "revalidated" if is_fresh else "stale")
+        self._serve(entry, "revalidated" if has_answer else "stale")
 
     def fill_failed(self, error: ProxyError) -> None:
         self._note_server()
@@ -387,7 +390,7 @@ class CachingExchange(SendingExchange):
         now = cache.now()
         stored = entry.stored
         self._result = result
-        line = hit(stored.fresh_until - now, detail="revalidated" if result == "revalidated" else "")
+        line = hit(max(stored.fresh_until, stored.stored_at) - now, detail="revalidated" if result == "revalidated" else "")
         if self._is_answered_with_less(entry, now, line):
             return
         if self.method == b"HEAD":

@@ -76,6 +76,12 @@ def claims(request: RequestHead) -> bytes:
     return b"\0".join(said) if any(said) else b""
 
 
+def outside(request: RequestHead, scheme: bytes) -> tuple[bytes, bytes]:
+    """(scheme, authority) of the URL as the client of a trusted proxy wrote it, which is how purges name it."""
+    said, host = request.get(b"x-forwarded-proto"), request.get(b"x-forwarded-host")
+    return (said.lower() if said is not None and said.lower() in _DEFAULT_PORTS else scheme), host or request.authority
+
+
 _names: dict[bytes, tuple[bytes, ...] | None] = {}
 _MAX_REMEMBERED = 512
 _PLAIN: tuple[bytes, ...] = ()
