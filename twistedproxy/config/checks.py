@@ -160,8 +160,8 @@ def _caches(document: schema.File) -> Iterator[Finding]:
             yield (
                 (*(path if is_own else path[:2]), "cache"),
                 (
-                    "the request's headers tell the server who holds the client certificate, and one client's answer would be given to others;"
-                    " take this route out with cache = false, or do not send that header here"
+                    "the request's headers tell the server who holds the client certificate, and one client's answer would be given to"
+                    " others; take this route out with cache = false, or do not send that header here"
                 ),
             )
 

@@ -55,6 +55,16 @@ class PrimaryTests(SynchronousTestCase):
             {b"x-http-method-override", b"x-original-url", b"x-rewrite-url", b"range", b"if-none-match"}, set(FILL_REMOVES)
         )
 
+    def test_the_url_as_the_client_of_a_trusted_proxy_wrote_it(self) -> None:
+        """Purges name it so; what is no scheme at all is not believed."""
+        own = ask([]).authority
+        for fields, outside in (
+            ([], (b"http", own)),
+            (["X-Forwarded-Proto: HTTPS"], (b"https", own)),
+            (["X-Forwarded-Proto: ftp", "X-Forwarded-Host: shop.example"], (b"http", b"shop.example")),
+        ):
+            self.assertEqual(keys.outside(ask(fields), b"http"), outside)
+
     def test_ca_01_what_a_trusted_proxy_says_tells_apart(self) -> None:
         """Pages with links to the host that the proxy in front was asked for are not given to visitors of another one."""
         said = [keys.claims(ask(fields)) for fields in ([], ["X-Forwarded-Host: a"], ["X-Forwarded-Host: b"], ["X-Forwarded-Proto: a"])]
