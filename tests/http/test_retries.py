@@ -11,7 +11,7 @@ from twistedproxy.config.model import Server as ServerSpec
 from twistedproxy.http.retries import IDEMPOTENT, LONGEST_BACK_OFF_S, NOTHING_SENT, REUSED, Retries, wait_asked_for
 from twistedproxy.pool.server import Server
 
-ALL = frozenset({"connect", "reused", "timeout", "429", "502", "503", "504"})
+ALL = frozenset({"connect", "reused", "closed", "timeout", "429", "502", "503", "504"})
 
 
 class FakePool:
@@ -124,17 +124,27 @@ class BudgetTests(SynchronousTestCase):
         destination = FakeDestination(tries=5)
         retries = Retries(cast(Any, destination))
         for i in range(3):
-            retries.allow("connect", server(i + 1), b"GET", True)
+            retries.allow("503", server(i + 1), b"GET", True)
         self.assertEqual(destination.pool.running, 1)
         retries.done()
         self.assertEqual(destination.pool.running, 0)
+
+    def test_P6_what_no_server_worked_for_needs_no_budget(self) -> None:
+        """However many requests a dying server had on its hands, all of them go on to another."""
+        for reason in (NOTHING_SENT, REUSED):
+            destination = FakeDestination()
+            destination.pool.budget = 0
+            retries = Retries(cast(Any, destination))
+            self.assertTrue(retries.allow(reason, server(), b"GET", True))
+            retries.done()
+            self.assertEqual(destination.pool.running, 0)
 
     def test_a_request_that_was_refused_takes_nothing(self) -> None:
         destination = FakeDestination()
         retries = Retries(cast(Any, destination))
         self.assertFalse(retries.allow("timeout", server(), b"POST", True))
         destination.pool.budget = 0
-        self.assertFalse(retries.allow("connect", server(), b"GET", True))
+        self.assertFalse(retries.allow("503", server(), b"GET", True))
         self.assertEqual(retries.tried, frozenset())
         retries.done()
         self.assertEqual(destination.pool.running, 0)

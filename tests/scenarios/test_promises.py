@@ -64,6 +64,11 @@ def say(what: str, **figures: object) -> None:
     print(what, *(f"{name}={value}" for name, value in figures.items()))
 
 
+def failures(proxy: bed.Proxy) -> str:
+    """The stories of the newest requests that failed, as `revproxy why` tells them."""
+    return json.dumps([proxy.get(f"/api/v1/why/{each['id']}") for each in proxy.get("/api/v1/why")["latest"][:5]], indent=1)
+
+
 def rss_kib(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Rss:"):
@@ -368,7 +373,7 @@ def test_P6_a_server_killed_under_load_costs_no_request(part: Callable[..., Any]
         ejected_after=f"{noticed[0]:.2f} s" if noticed else "never")  # fmt: skip
     assert not out.broken, out.broken[:5]
     assert not out.wrong, out.wrong[:5]
-    assert set(out.statuses) == {200}, out.statuses
+    assert set(out.statuses) == {200}, f"{out.statuses}; {failures(proxy)}"
     assert noticed
     bed.wait_until(lambda: not proxy.server("web", victim.address)["ejected"], "the server to be taken back", 8)
     before = proxy.server("web", victim.address)["requests"]

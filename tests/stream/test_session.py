@@ -239,18 +239,6 @@ class Elsewhere(Stream):
         self.assertEqual(sum(s.failures for s in self.pool.servers), 1)
         self.assertEqual(self.metrics.retries, {})
 
-    def test_BF_06_every_retry_taken_from_the_budget_is_given_back(self):
-        self.serve_with_dead(dead=3, alive=0)
-        taken = []
-        may_retry, retry_done = self.pool.may_retry, self.pool.retry_done
-        self.pool.may_retry = lambda: may_retry() and not taken.append(1)
-        self.pool.retry_done = lambda: (taken.pop(), retry_done())
-        for _ in range(3):
-            self.client()
-        self.assert_over()
-        self.assertEqual(taken, [])
-        self.assertEqual(self.metrics.retries["pg", "connect"], 6)
-
     def test_P8_a_black_hole_costs_connect_s_and_no_more(self):
         silent = self.loop.listen(backlog=0)
         for _ in range(3):

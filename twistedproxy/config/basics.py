@@ -57,12 +57,12 @@ class Retry(Section):
     """Further attempts on other servers, made only where repeating does no harm."""
 
     tries: Annotated[int, kinds.integer(0, 10)] = key(2, "Extra attempts for one request; 0: none.", reload=LIVE)
-    on: tuple[Annotated[str, kinds.choice("connect", "reused", "429", "502", "503", "504", "timeout")], ...] = key(
+    on: tuple[Annotated[str, kinds.choice("connect", "reused", "closed", "429", "502", "503", "504", "timeout")], ...] = key(
         ["connect", "reused"],
-        "What is tried again. `connect`: nothing was sent; `reused`: an idle connection had been closed, once;"
-        " the rest only for idempotent requests. A `Retry-After` of up to 5 s is waited for; a longer one, and a request that carries"
+        "What is tried again. `connect`: nothing was sent; `reused`: an idle connection had been closed, once; `closed`: a fresh one was"
+        " closed without an answer. All but `connect` only for idempotent requests. A `Retry-After` of up to 5 s is waited for; a longer one, and a request that carries"
         " `X-Retry-Attempt`, is not tried again for the rest.",
         reload=LIVE,
         max_length=16,
     )
-    budget: kinds.Percent = key("20%", "Share of the pool's active requests that may be retries, never less than 3.", reload=LIVE)
+    budget: kinds.Percent = key("20%", "Share of the pool's active requests that may be retries, never less than 3; `connect` and `reused`, which no server worked for, are not counted.", reload=LIVE)

@@ -102,7 +102,7 @@ class Retry:
     tries: int = 2
     on: tuple[str, ...] = ("connect", "reused")
     budget: float = 0.2
-    """Share of the pool's active requests that may be retries (never less than 3)."""
+    """Share of the pool's active requests that may be retries of what servers worked for (never less than 3)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from twistedproxy.http.h1 import chunk, last_chunk, response_head
 from twistedproxy.http.local import SPECIAL, date, forwards_field
 from twistedproxy.http.messages import CHUNKED, Kind, LocalResponse, RequestHead, ResponseHead
 from twistedproxy.http.record import outcome_of, record
-from twistedproxy.http.retries import LONGEST_WAIT_S, NOTHING_SENT, REUSED, Pause, Retries, wait_asked_for
+from twistedproxy.http.retries import CLOSED, LONGEST_WAIT_S, NOTHING_SENT, REUSED, Pause, Retries, wait_asked_for
 from twistedproxy.http.routes import Decision
 from twistedproxy.http.tunnel import has_agreed, tunnel
 from twistedproxy.http.upload import SPLICE_FROM
@@ -409,8 +409,8 @@ class Exchange:
         upstream = self._upstream
         if self.state is not State.SENT or has_begun or upstream is None:
             self.fail(error)
-        elif isinstance(error, ServerClosed) and upstream.served:
-            self._attempt_failed(REUSED, error)
+        elif isinstance(error, ServerClosed):
+            self._attempt_failed(REUSED if upstream.served else CLOSED, error)
         elif isinstance(error, ResponseTimeout):
             self._attempt_failed("timeout", error)
         else:

@@ -1,8 +1,12 @@
 """Whether a request may be tried again: the rule of limits 3.1, decided at the moment of failure.
 
 A failed attempt has a *reason*: ``connect`` (nothing was sent, so any method is safe), ``reused`` (a kept-alive connection died
-before any answer: the server closed it while the request was on its way), ``timeout``, or a status such as ``503``. All but the
-first may have been seen by a server, so they need an idempotent method and a body that is at hand.
+before any answer: the server closed it while the request was on its way), ``closed`` (a fresh one did), ``timeout``, or a status such
+as ``503``. All but the first may have been seen by a server, so they need an idempotent method and a body that is at hand.
+
+*How many.* Where no server did any work (``connect``, ``reused``) the attempt is all that its request costs the servers, so when one of
+them dies with many requests on its hands, all of these go on to another. The rest would multiply the work of servers that have
+too much of it already, and is held within the pool's budget.
 
 *When.* Another server is asked at once; the same one, after a status and when there is no other, after a random moment that may double
 each time. A ``Retry-After`` is heeded: not earlier than it says, or not at all when that is too long.
@@ -25,6 +29,7 @@ from twistedproxy.pool.server import Server
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 NOTHING_SENT = "connect"
 REUSED = "reused"
+CLOSED = "closed"
 _HARMLESS = (NOTHING_SENT, REUSED)
 BACK_OFF_S = 0.025
 LONGEST_BACK_OFF_S = 0.25
@@ -72,7 +77,7 @@ class Retries:
             return False
         if self.has_stale_connection if reason == REUSED else self._tries >= destination.tries:
             return False
-        if not self._has_budget:
+        if not self._has_budget and reason not in _HARMLESS:
             if not destination.pool.may_retry():
                 return False
             self._has_budget = True

@@ -57,7 +57,7 @@ class Session(Timed):
     """A client's connection and what it is joined to. `ip` and `port` are the client's own, also behind another proxy."""
 
     __slots__ = ("state", "ip", "port", "pool", "_hello", "_front", "_client", "_destination", "_leftover", "_began",
-                 "_connect_began", "_latency_s", "_tried", "_tries_left", "_is_retry", "_queued", "_lease", "_attempt", "_relay",
+                 "_connect_began", "_latency_s", "_tried", "_tries_left", "_queued", "_lease", "_attempt", "_relay",
                  "_error", "__weakref__")  # fmt: skip
 
     resets_at_once: ClassVar[bool] = True
@@ -91,8 +91,6 @@ class Session(Timed):
         self._latency_s = -1.0
         self._tried = NOBODY
         self._tries_left = -1
-        self._is_retry = False
-        """A retry of the pool's budget is taken and not given back yet."""
         self._queued: Queued | None = None
         self._lease: Lease | None = None
         self._attempt: Asking | None = None
@@ -161,7 +159,6 @@ class Session(Timed):
         """Nothing was sent: another server is as good, as far as the pool's `retry` allows."""
         self._attempt = None
         self._error = error
-        self._end_retry()
         lease, self._lease = self._lease, None
         assert lease is not None
         outcome = Outcome.FAILED if error.blames_server else Outcome.NEUTRAL
@@ -174,21 +171,14 @@ class Session(Timed):
             self._finish(error, outcome, lease.server.address)
 
     def _may_retry(self) -> bool:
-        pool = self.pool
-        retry = pool.spec.retry
+        retry = self.pool.spec.retry
         if self._tries_left < 0:
             self._tries_left = retry.tries if "connect" in retry.on else 0
-        if not self._tries_left or not pool.may_retry():
+        if not self._tries_left:
             return False
         self._tries_left -= 1
-        self._is_retry = True
-        self._front.metrics.retries[pool.name, "connect"] += 1
+        self._front.metrics.retries[self.pool.name, "connect"] += 1
         return True
-
-    def _end_retry(self) -> None:
-        if self._is_retry:
-            self._is_retry = False
-            self.pool.retry_done()
 
     def _connected(self, upstream: Transport) -> None:
         self._attempt = None
@@ -210,7 +200,6 @@ class Session(Timed):
 
     def _relay_with(self, upstream: Transport, from_server: bytes = b"") -> None:
         self._attempt = None
-        self._end_retry()
         front, client, lease = self._front, self._client, self._lease
         assert lease is not None
         self._latency_s = front.seconds() - self._connect_began
@@ -260,7 +249,6 @@ class Session(Timed):
         if self._attempt is not None:
             self._attempt.cancel()
             self._attempt = None
-        self._end_retry()
         self._client.loseConnection()
         lease, self._lease = self._lease, None
         if lease is not None:
