@@ -65,4 +65,9 @@ class Retry(Section):
         reload=LIVE,
         max_length=16,
     )
-    budget: kinds.Percent = key("20%", "Share of the pool's active requests that may be retries, never less than 3; `connect` and `reused`, which no server worked for, are not counted.", reload=LIVE)
+    budget: kinds.Percent = key(
+        "20%",
+        "Share of the pool's active requests that may be retries, never less than 3; `connect` and `reused`, which no server worked for,"
+        " are not counted.",
+        reload=LIVE,
+    )
