@@ -60,8 +60,8 @@ class Retry(Section):
     on: tuple[Annotated[str, kinds.choice("connect", "reused", "closed", "429", "502", "503", "504", "timeout")], ...] = key(
         ["connect", "reused"],
         "What is tried again. `connect`: nothing was sent; `reused`: an idle connection had been closed, once; `closed`: a fresh one was"
-        " closed without an answer. All but `connect` only for idempotent requests. A `Retry-After` of up to 5 s is waited for; a longer one, and a request that carries"
-        " `X-Retry-Attempt`, is not tried again for the rest.",
+        " closed without an answer. All but `connect` only for idempotent requests. A `Retry-After` of up to 5 s is waited for; a longer"
+        " one, and a request that carries `X-Retry-Attempt`, is not tried again for the rest.",
         reload=LIVE,
         max_length=16,
     )
