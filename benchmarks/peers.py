@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -128,14 +129,16 @@ class Peer:
         self.process.wait()
 
 
-def _first_line(command: list[str]) -> str | None:
+def _version(command: list[str]) -> str | None:
+    """The version number that a program says, without its path and build; None when it is not installed."""
     if not shutil.which(command[0]) and not Path(command[0]).exists():
         return None
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return next(iter((done.stdout + done.stderr).strip().splitlines()), None)
+    number = re.search(r"\d+(?:\.\d+)+", (done.stdout + done.stderr).replace(command[0], ""))
+    return number[0] if number is not None else None
 
 
 class Ours(Peer):
@@ -195,7 +198,7 @@ class Nginx(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        return _first_line(["nginx", "-v"])
+        return _version(["nginx", "-v"])
 
     def command(self) -> list[str]:
         modules = "/usr/lib/nginx/modules/ngx_stream_module.so"
@@ -239,7 +242,7 @@ class Haproxy(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        return _first_line(["haproxy", "-v"])
+        return _version(["haproxy", "-v"])
 
     def command(self) -> list[str]:
         config = f"""
@@ -295,8 +298,7 @@ class Envoy(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        line = _first_line([cls._path, "--version"]) if Path(cls._path).exists() else None
-        return line if line is None else line.split("/")[0].rsplit(":", 1)[-1].strip() + " " + line
+        return _version([cls._path, "--version"])
 
     def command(self) -> list[str]:
         config = f"""
@@ -349,7 +351,7 @@ class Caddy(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        return _first_line(["caddy", "version"])
+        return _version(["caddy", "version"])
 
     def environment(self) -> dict[str, str]:
         return {"GOMAXPROCS": str(self.workers), "HOME": str(self.directory), "XDG_DATA_HOME": str(self.directory)}
@@ -420,8 +422,7 @@ class Varnish(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        line = _first_line([cls._path, "-V"])
-        return line if line is None or shutil.which("varnishncsa") else None
+        return _version([cls._path, "-V"]) if shutil.which("varnishncsa") else None
 
     def command(self) -> list[str]:
         vcl = f"""

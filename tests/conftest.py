@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.x509.oid import NameOID
 
 from twistedproxy.http.exchange import TRANSITIONS, Exchange, State
+
+sys.path.insert(0, str(Path(__file__).parent / "system"))  # for `ports` and `bed`
 
 DAY = datetime.timedelta(days=1)
 

@@ -210,6 +210,13 @@ class WithoutADaemon(SynchronousTestCase):
         result = run("check", str(good))
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         self.assertEqual(result.stdout, f"{good}: ok (1 listener, 1 site, 1 pool, 1 server)\n")
+        good.write_text(good.read_text().replace('"/" =', 'timeouts = { keepalive = "5s" }\n"/" ='))
+        result = run("check", str(good))
+        self.assertEqual(result.returncode, 0)
+        warned = rf"^{good}:6: warning: sites\.\S+\.timeouts\.keepalive: has no effect here: .*\[timeouts\]\n.*: ok \("
+        self.assertRegex(result.stdout, warned)
+        (warning,) = json.loads(run("check", "--json", str(good)).stdout)["warnings"]
+        self.assertEqual(warning["line"], 6)
         bad.write_text('[pools.web]\nservers = ["127.0.0.1:9001"]\nbalnce = "random"\n[sites."*"]\n"/" = "nowhere"\n')
         result = run("check", str(bad))
         self.assertEqual(result.returncode, 1)

@@ -51,7 +51,9 @@ class Daemon:
 APPLIED = {"revision": 7, "workers": {"total": 2, "acked": 2, "lagging": []}}
 
 
-class Commands(SynchronousTestCase):
+class CommandCase(SynchronousTestCase):
+    """A daemon to send commands to, `self.daemon`."""
+
     def setUp(self) -> None:
         directory = tempfile.TemporaryDirectory()
         self.addCleanup(directory.cleanup)
@@ -61,9 +63,15 @@ class Commands(SynchronousTestCase):
         self.addCleanup(self.daemon.server.server_close)
         self.addCleanup(self.daemon.server.shutdown)
 
+    def revproxy(self, *arguments: str, text: str | None = None) -> Any:
+        """What comes of the command; `text` is typed in."""
+        return CliRunner().invoke(cli, ["--admin", self.daemon.address, "--token-file", str(self.token), *arguments], input=text)
+
+
+class Commands(CommandCase):
     def run_command(self, *arguments: str, answers: list[tuple[int, Any]], text: str | None = None) -> Any:
         self.daemon.answers = answers
-        return CliRunner().invoke(cli, ["--admin", self.daemon.address, "--token-file", str(self.token), *arguments], input=text)
+        return self.revproxy(*arguments, text=text)
 
     def test_conditions_go_with_the_change(self) -> None:
         """`--confirm-within`, `--abort-if`, `--preview` and `--reason` are not lost on the way."""
@@ -75,6 +83,25 @@ class Commands(SynchronousTestCase):
         self.assertIn("revproxy confirm 7", result.output)
         body = {"weight": 5, "reason": "why", "confirm_within": "10m", "abort_if": "errors > 1%"}
         self.assertEqual(self.daemon.asked, [("PATCH", "/api/v1/pools/web/servers/10.0.0.1:80", body)])
+
+    def test_a_guarded_change_says_how_long_it_is_watched_and_the_listing_what_became_of_it(self) -> None:
+        guard = {"abort_if": "p95 > +20%", "until": "2999-11-21T18:00:00.000Z", "min_requests": 50, "baseline_requests": 12}
+        arguments = ("weight", "web", "10.0.0.1:80", "5", "--abort-if", "p95 > +20%")
+        result = self.run_command(*arguments, answers=[(200, APPLIED | {"guard": guard})])
+        for words in ("(until 2999-11-21T18:00:00.000Z)", "p95 > +20%", "once 50 requests", "had 12 of the 50", "revproxy confirm 7"):
+            self.assertIn(words, result.output)
+        made = {"at": "now", "by": "eve", "reason": "", "change": {"kind": "x"}, "undone_by": None, "confirm_by": None, "guard": guard}
+        figures = "p95 > +20%: p95 90 ms in 60 requests"
+        listed = [made | {"revision": 7, "undone_by": 8}, made | {"revision": 8, "by": "revproxy", "reason": figures, "guard": None}]
+        listed += [made | {"revision": 9}, made | {"revision": 10, "guard": guard | {"until": "2001-11-21T18:00:00.000Z"}}]
+        result = self.run_command("changes", answers=[(200, {"changes": listed})])
+        words_of_each = (
+            f"guarded, undone by 8: {figures}",
+            "guarded until 2999-11-21T18:00:00.000Z: undone if",
+            "was guarded, and nothing",
+        )
+        for words in words_of_each:
+            self.assertIn(words, result.output)
 
     def test_a_preview_says_that_nothing_was_changed(self) -> None:
         preview = {"changes": [], "shares": [{"pool": "web", "server": "10.0.0.1:80", "before": 1.0, "after": 0.25}], "closing": 3}

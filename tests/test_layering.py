@@ -247,7 +247,7 @@ class WallTests(SynchronousTestCase):
             relative = module.path.relative_to(ROOT / PACKAGE)
             if relative.name in WITHOUT_TWIN:
                 continue
-            twin = ROOT / "tests" / relative.parent / f"test_{relative.stem.lstrip('_')}.py"
+            twin = ROOT / "tests" / relative.parent / f"test_{relative.stem}.py"
             if not twin.exists():
                 missing.append(f"{relative} has no {twin.relative_to(ROOT)}")
         self.assertEqual(missing, [], "\n" + "\n".join(missing))

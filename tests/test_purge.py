@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
-from twistedproxy.cli import cli
 from twistedproxy.purge import cache_line
 
 _spec = importlib.util.spec_from_file_location("test_daemon_fakes", Path(__file__).parent / "test_daemon.py")
@@ -20,19 +17,10 @@ _spec.loader.exec_module(fakes)  # type: ignore[union-attr]
 WORKERS = {"total": 2, "acked": 2, "lagging": []}
 
 
-class PurgeTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.token = Path(directory.name, "token")
-        self.token.write_text("secret\n")
-        self.daemon = fakes.Daemon()
-        self.addCleanup(self.daemon.server.server_close)
-        self.addCleanup(self.daemon.server.shutdown)
-
-    def purge(self, *arguments: str, purged: dict[str, Any] | None = None, soft: bool = False) -> Any:
-        self.daemon.answers = [(200, {"purged": purged, "soft": soft, "workers": WORKERS})]
-        return CliRunner().invoke(cli, ["--admin", self.daemon.address, "--token-file", str(self.token), "purge", *arguments])
+class PurgeTests(fakes.CommandCase):
+    def purge(self, *arguments: str, purged: dict[str, Any] | None = None, soft: bool = False, **more: Any) -> Any:
+        self.daemon.answers = [(200, {"purged": purged, "soft": soft, "workers": WORKERS, **more})]
+        return self.revproxy("purge", *arguments)
 
     def test_each_way_to_name_something(self) -> None:
         for arguments, body, words in (
@@ -50,6 +38,16 @@ class PurgeTests(SynchronousTestCase):
         result = self.purge("--tag", "t", "--soft", "--reason", "prices", purged={"tag": "t"}, soft=True)
         self.assertEqual(result.output, "purged (soft): tag t; in force in 2 of 2 workers\n")
         self.assertEqual(self.daemon.asked[-1][2], {"tag": "t", "soft": True, "reason": "prices"})
+
+    def test_a_note_of_the_daemon_is_shown(self) -> None:
+        result = self.purge("--all", purged={"all": True}, notes=["no route has a cache now"])
+        self.assertIn("\nnote: no route has a cache now\n", result.output)
+
+    def test_the_latest_with_who_and_why(self) -> None:
+        latest = [{"at": "now", "by": "all", "what": "", "soft": True, "who": "eve", "reason": "new prices"}]
+        result = self.purge("--list", purges={"total": 1, "latest": latest})
+        self.assertEqual(result.output.splitlines()[1].split("  "), ["now", "eve", "everything (soft)", "new prices"])
+        self.assertEqual(self.daemon.asked, [("GET", "/api/v1/cache", None)])
 
     def test_never_more_than_was_named(self) -> None:
         for arguments in ([], ["http://a/", "--all"], ["--tag", "t", "--prefix", "http://a/"]):

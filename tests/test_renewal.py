@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
-from twisted.trial.unittest import SynchronousTestCase
-
 from twistedproxy import renewal
-from twistedproxy.cli import cli
 
 _spec = importlib.util.spec_from_file_location("test_daemon_fakes", Path(__file__).parent / "test_daemon.py")
 fakes: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
@@ -20,20 +15,14 @@ _spec.loader.exec_module(fakes)  # type: ignore[union-attr]
 FACTS = {"from": "1.0", "to": "2.0", "pid": 7, "old_pid": 6, "connections": 3, "reason": "", "by": "eve", "started_at": "now"}
 
 
-class RenewalTests(SynchronousTestCase):
+class RenewalTests(fakes.CommandCase):
     def setUp(self) -> None:
+        super().setUp()
         self.patch(renewal, "LOOK_EVERY_S", 0)
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.token = Path(directory.name, "token")
-        self.token.write_text("secret\n")
-        self.daemon = fakes.Daemon()
-        self.addCleanup(self.daemon.server.server_close)
-        self.addCleanup(self.daemon.server.shutdown)
 
     def run_command(self, *arguments: str, answers: list[dict[str, Any]]) -> Any:
         self.daemon.answers = [(200, answer) for answer in answers]
-        return CliRunner().invoke(cli, ["--admin", self.daemon.address, "--token-file", str(self.token), *arguments])
+        return self.revproxy(*arguments)
 
     def test_an_upgrade_is_followed_until_the_new_version_serves(self) -> None:
         states = ["starting", "starting", "ready", "draining"]
@@ -59,7 +48,7 @@ class RenewalTests(SynchronousTestCase):
 
     def test_an_answer_that_does_not_come_while_one_follows_the_other_is_asked_for_again(self) -> None:
         self.daemon.answers = [(200, FACTS | {"state": "starting"}), (500, {"detail": "gone"}), (200, FACTS | {"state": "done"})]
-        result = CliRunner().invoke(cli, ["--admin", self.daemon.address, "--token-file", str(self.token), "upgrade"])
+        result = self.revproxy("upgrade")
         self.assertEqual(result.exit_code, 0, result.output)
         self.assertIn("the old one has left", result.output)
 

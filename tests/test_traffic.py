@@ -126,20 +126,11 @@ class WordsTests(SynchronousTestCase):
         )
 
 
-class OnlineTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.token = Path(directory.name, "token")
-        self.token.write_text("secret\n")
-        self.daemon = fakes.Daemon()
-        self.addCleanup(self.daemon.server.server_close)
-        self.addCleanup(self.daemon.server.shutdown)
-
+class OnlineTests(fakes.CommandCase):
     def ask(self, *arguments: str, answer: Any) -> tuple[str, Any]:
         """(output, what the daemon was asked)."""
         self.daemon.answers = [(200, answer)]
-        result = CliRunner().invoke(cli, ["--admin", self.daemon.address, "--token-file", str(self.token), *arguments])
+        result = self.revproxy(*arguments)
         self.assertEqual(result.exit_code, 0, result.output)
         return result.output, self.daemon.asked[-1]
 
@@ -166,16 +157,15 @@ class OnlineTests(SynchronousTestCase):
         last = SHIFT | {"state": "done", "share": 100.0, "next_at": None, "note": "all steps were taken"}
         steps = [SHIFT, SHIFT | {"share": 100.0}, last]
         listed = [(200, {"shifts": [SHIFT | {"id": "0"}, step]}) for step in steps]
-        place = ["--admin", self.daemon.address, "--token-file", str(self.token)]
-        command = [*place, "shift", "web", "v2", "5,100", "--every", "1s", "--watch"]
+        command = ["shift", "web", "v2", "5,100", "--every", "1s", "--watch"]
         self.daemon.answers = [(200, SHIFT), (500, {"detail": "gone"}), *listed]
-        result = CliRunner().invoke(cli, command)
+        result = self.revproxy(*command)
         self.assertEqual(result.exit_code, 0, result.output)
         self.assertEqual([re.sub(r".*: ", "", line) for line in result.output.splitlines()], [
             "running, v2 at 5%, next step at later", "running, v2 at 100%, next step at later", "done (all steps were taken), v2 at 100%",
         ])  # fmt: skip
         self.daemon.answers = [(200, SHIFT), (200, {"shifts": [SHIFT | {"state": "aborted", "note": "errors 7%"}]})]
-        result = CliRunner().invoke(cli, command)
+        result = self.revproxy(*command)
         self.assertEqual((result.exit_code, "errors 7%" in result.output), (1, True))
 
     def test_stories(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import quote
 
@@ -87,7 +88,8 @@ def check(file: str, **given: Any) -> None:
 
     options = _options(given)
     try:
-        model = loader.load(file)
+        loaded = loader.read_file(file)
+        model = loaded.model
         if failing := failing_tests(file, model):
             raise ConfigurationError(failing)
     except ConfigurationError as e:
@@ -99,8 +101,11 @@ def check(file: str, **given: Any) -> None:
                 click.echo(f"{place(problem.file or file, problem.line)}: {path}{problem.message}")
         sys.exit(1)
     if options.is_json:
-        show_json({"problems": []})
+        warned = [{"file": w.file or file, "line": w.line, "path": w.path, "message": w.message} for w in loaded.warnings]
+        show_json({"problems": [], "warnings": warned})
         return
+    for warning in loaded.warnings:
+        click.echo(f"{place(warning.file or file, warning.line)}: warning: {warning.path}: {warning.message}")
     servers = sum(len(pool.servers) for pool in model.pools.values())
     listeners = len(model.http) + len(model.tcp)
     parts = (
@@ -280,7 +285,8 @@ def changes(after: int, **given: Any) -> None:
     if options.is_json:
         show_json(answer)
         return
-    rows = [(c["revision"], c["at"], c["by"], change_in_words(c["change"]) + _fate(c), c["reason"]) for c in answer["changes"]]
+    known = {c["revision"]: c for c in answer["changes"]}
+    rows = [(c["revision"], c["at"], c["by"], change_in_words(c["change"]) + _fate(c, known), c["reason"]) for c in known.values()]
     show_table(("REVISION", "AT", "BY", "CHANGE", "REASON"), rows)
 
 
@@ -308,10 +314,18 @@ def top(updates: int | None, **given: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the lines has gone
 
 
-def _fate(entry: Mapping[str, Any]) -> str:
+def _fate(entry: Mapping[str, Any], known: Mapping[int, Mapping[str, Any]]) -> str:
+    guard = entry.get("guard")
     if entry["undone_by"] is not None:
-        return f" (undone by {entry['undone_by']})"
-    return f" (undone at {entry['confirm_by']} unless confirmed)" if entry["confirm_by"] else ""
+        undoing = known.get(entry["undone_by"], {})
+        why = f": {undoing['reason']}" if undoing.get("by") == "revproxy" else ""
+        return f" ({'guarded, ' if guard else ''}undone by {entry['undone_by']}{why})"
+    fate = f" (undone at {entry['confirm_by']} unless confirmed)" if entry["confirm_by"] else ""
+    if guard and datetime.fromisoformat(guard["until"]) > datetime.now(UTC):
+        fate += f" (guarded until {guard['until']}: undone if {guard['abort_if']})"
+    elif guard:
+        fate += f" (was guarded, and nothing tripped: {guard['abort_if']})"
+    return fate
 
 
 @cli.command()

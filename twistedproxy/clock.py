@@ -21,6 +21,7 @@ _log = Logger()
 TICK_S = 0.05
 LOOK_S = 2.5
 NEVER = float("inf")
+_LOOK_TICKS = int(LOOK_S / TICK_S)
 
 
 class Timed:
@@ -49,7 +50,14 @@ class Wheel:
         self.seconds = seconds
         self._buckets: dict[float, set[Timed]] = {}
         """By `look_at`, which is always a tick's time."""
-        self._tick = int(seconds() / TICK_S)
+        self._move_on(int(seconds() / TICK_S))
+
+    def _move_on(self, tick: int) -> None:
+        self._tick = tick
+        self._latest = (tick + _LOOK_TICKS) * TICK_S
+        """When those are looked at whose deadline is further away, which are nearly all."""
+        self._last_bucket: set[Timed] | None = None
+        """The bucket of `_latest`, once there is one."""
 
     def arm(self, timed: Timed, deadline: float) -> None:
         """Let `timed.deadline_passed` be called once the clock has passed `deadline` (absolute, seconds).
@@ -66,13 +74,20 @@ class Wheel:
 
     def look_sooner(self, timed: Timed) -> None:
         """Look at `timed` no later than its deadline asks for."""
-        self._insert(timed, self._tick)
+        if timed.look_at != NEVER or timed.deadline < self._latest:
+            self._insert(timed, self._tick)
+            return
+        bucket = self._last_bucket
+        if bucket is None:
+            bucket = self._last_bucket = self._buckets.setdefault(self._latest, set())
+        timed.look_at = self._latest
+        bucket.add(timed)
 
     def _insert(self, timed: Timed, after: int) -> None:
         earlier = self._buckets.get(timed.look_at)
         if earlier is not None:
             earlier.discard(timed)
-        tick = min(int(timed.deadline / TICK_S) + 1, after + int(LOOK_S / TICK_S))
+        tick = min(int(timed.deadline / TICK_S) + 1, after + _LOOK_TICKS)
         timed.look_at = look_at = max(tick, after + 1) * TICK_S
         bucket = self._buckets.get(look_at)
         if bucket is None:
@@ -88,7 +103,7 @@ class Wheel:
             due = sorted(at for at in self._buckets if at <= last * TICK_S)
         else:
             due = [at for t in range(tick + 1, last + 1) if (at := t * TICK_S) in self._buckets]
-        self._tick = last
+        self._move_on(last)
         for at in due:
             for timed in self._buckets.pop(at):
                 if timed.look_at != at:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -244,6 +245,18 @@ def show_applied(options: Options, answer: Mapping[str, Any], what: str) -> None
     _show_notes(answer)
     if "confirm_by" in answer:
         click.echo(f"undone at {answer['confirm_by']} unless you run: revproxy confirm {answer['revision']}")
+    if "guard" in answer:
+        _show_guard(answer["guard"], answer["revision"])
+
+
+def _show_guard(guard: Mapping[str, Any], revision: int) -> None:
+    least, before = guard["min_requests"], guard["baseline_requests"]
+    left = max(0, round(datetime.fromisoformat(guard["until"]).timestamp() - time.time()))
+    click.echo(f"watched for {left} s (until {guard['until']}), and undone if {guard['abort_if']}; judged once {least} requests have come")
+    if "+" in guard["abort_if"] and before < least:
+        had = f"{before} of the {least} requests it needs"
+        click.echo(f"note: what has a + compares with the minute before, and that had {had}: it cannot come true")
+    click.echo(f"see how it goes: revproxy changes; keep it and stop watching: revproxy confirm {revision}")
 
 
 def _show_notes(answer: Mapping[str, Any]) -> None:

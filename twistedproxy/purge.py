@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from twistedproxy.daemon import Options, ask, count, show_json
+from twistedproxy.daemon import Options, ask, count, show_json, show_table
 
 Decorator = Callable[[Any], Any]
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -21,15 +21,19 @@ def add_commands(cli: click.Group, with_options: Decorator, options: Callable[[M
     @click.option("--prefix", metavar="URL", help="All URLs that begin so, such as https://www.example.com/images/.")
     @click.option("--tag", help="All answers with this tag in Surrogate-Key or Cache-Tag.")
     @click.option("--all", "is_all", is_flag=True, help="Everything.")
+    @click.option("--list", "is_list", is_flag=True, help="Purge nothing: show the latest purges, who asked for them and why.")
     @click.option("--soft", "is_soft", is_flag=True, help="Stale instead of gone: given while the server is asked, or when it fails.")
     @with_options
-    def purge(url: str | None, prefix: str | None, tag: str | None, is_all: bool, is_soft: bool, **given: Any) -> None:
+    def purge(url: str | None, prefix: str | None, tag: str | None, is_all: bool, is_list: bool, is_soft: bool, **given: Any) -> None:
         """Take back kept answers: of URL, or what one of --prefix, --tag, --all says. Returns when every worker knows."""
         chosen = options(given)
         named = {"url": url, "prefix": prefix, "tag": tag, "all": is_all or None}
         body: dict[str, Any] = {kind: what for kind, what in named.items() if what is not None}
-        if len(body) != 1:
-            raise click.UsageError("name exactly one of URL, --prefix, --tag, --all")
+        if len(body) + is_list != 1:
+            raise click.UsageError("name exactly one of URL, --prefix, --tag, --all (or --list to see the latest)")
+        if is_list:
+            _show_latest(chosen)
+            return
         if is_soft:
             body["soft"] = True
         answer = ask(chosen, "POST", "/api/v1/cache/purge", body)
@@ -39,9 +43,24 @@ def add_commands(cli: click.Group, with_options: Decorator, options: Callable[[M
         ((kind, what),) = answer["purged"].items()
         workers = answer["workers"]
         click.echo(
-            f"purged{' (soft)' if answer['soft'] else ''}: {'everything' if kind == 'all' else f'{kind} {what}'}; "
+            f"purged{' (soft)' if answer['soft'] else ''}: {_named(kind, what)}; "
             f"in force in {workers['acked']} of {count(workers['total'], 'worker')}"
         )
+        for words in answer.get("notes", ()):
+            click.echo(f"note: {words}")
+
+
+def _show_latest(chosen: Options) -> None:
+    purges = ask(chosen, "GET", "/api/v1/cache")["purges"]
+    if chosen.is_json:
+        show_json(purges)
+        return
+    rows = [(p["at"], p["who"], _named(p["by"], p["what"]) + (" (soft)" if p["soft"] else ""), p["reason"]) for p in purges["latest"]]
+    show_table(("AT", "BY", "PURGED", "REASON"), rows)
+
+
+def _named(kind: str, what: object) -> str:
+    return "everything" if kind == "all" else f"{kind} {what}"
 
 
 def cache_line(totals: Mapping[str, Any]) -> str:

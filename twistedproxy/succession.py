@@ -54,7 +54,7 @@ class Succession:
         self._root = root
         self._origin = origin
         self._passed = passed
-        self.heir = Heir(reactor, passed, self) if passed is not None else None
+        self.heir = Heir(reactor, self) if passed is not None else None
         self.is_over = False
         """True when a successor serves: nothing that is shared may be touched any more."""
         self._old_slots: list[int] = []

@@ -95,7 +95,7 @@ class Changing(SynchronousTestCase):
                     {
                         "revision": 2, "at": "2026-11-21T18:00:00Z", "by": "the-operate", "reason": "cache warm",
                         "change": {"kind": "set_weight", "pool": "web", "server": "127.0.0.1:9001", "before": 3, "after": 1},
-                        "undone_by": None, "confirm_by": None,
+                        "undone_by": None, "confirm_by": None, "guard": None,
                     }
                 ]
             },

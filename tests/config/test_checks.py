@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from types import SimpleNamespace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -56,6 +57,40 @@ class CheckTests(SynchronousTestCase):
         for file, word in ((f"{folder}/new.log", "its directory"), ("/dev/null", "may not be written")):
             ((path, message),) = findings(text % os.path.abspath(file))
             self.assertIn(word, message)
+
+    def test_a_directory_of_the_cache_that_cannot_be_is_refused_at_its_key(self):
+        """A disk that is read-only for the moment stops nobody."""
+        folder = os.path.abspath(self.mktemp())
+        os.makedirs(folder)
+        text = POOL + "[sites.'*']\n'/' = 'web'\n[cache]\npath = '%s'"
+        self.assertEqual(findings(text % folder) + findings(text % f"{folder}/a/b/c"), [])
+        open(f"{folder}/file", "w").close()
+        for path, word in ((f"{folder}/file", "is not a directory"), (f"{folder}/file/a", f"{folder}/file is not a directory")):
+            ((where, message),) = findings(text % path)
+            self.assertEqual((where, word in message), (("cache", "path"), True), message)
+        self.patch(os, "access", lambda *_: False)  # as for a user other than root
+        for path, word in ((folder, "may not be written"), (f"{folder}/a/b", f"may not write to {folder}")):
+            ((_, message),) = findings(text % path)
+            self.assertIn(word, message)
+        self.patch(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
+        self.assertEqual(findings(text % folder), [])
+
+    def test_time_outs_that_do_nothing_where_they_stand_are_named(self):
+        site = "[sites.'*']\ntimeouts = { keepalive = '5s', request = '5s' }\n'/' = { pool = 'web', timeouts = { tcp_idle = '1s' } }\n"
+        rule = "[[sites.'*'.rules]]\nwhen = { path = '/x' }\npool = 'web'\ntimeouts = { drain_http = '5s' }\n"
+        tcp = "[tcp.':1']\npool = 'web'\ntimeouts = { preread = '1s', drain_tcp = '1s', body_idle = '1s' }\n"
+        text = POOL + "[timeouts]\nkeepalive = '1s'\n" + site + rule + tcp
+        found = dict(checks.warnings(schema.File.model_validate(tomllib.loads(text), context=Origin("/base"))))
+        wanted = {
+            ("sites", "*", "timeouts", "keepalive"): "set it in [timeouts]",
+            ("sites", "*", "/", "timeouts", "tcp_idle"): "websocket_idle",
+            ("sites", "*", "rules", 0, "timeouts", "drain_http"): "set it in [timeouts]",
+            ("tcp", ":1", "timeouts", "drain_tcp"): "set it in [timeouts]",
+            ("tcp", ":1", "timeouts", "body_idle"): "is for HTTP",
+        }
+        self.assertEqual(found.keys(), wanted.keys())
+        for path, word in wanted.items():
+            self.assertIn(word, found[path])
 
     def test_an_object_that_no_disk_could_hold_is_refused_where_it_is_said(self):
         site = POOL + "[sites.'*']\n'/' = { pool = 'web', cache = '1h' }\n[cache]\n"

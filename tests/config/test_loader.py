@@ -194,6 +194,9 @@ BAD = [
     ("after", "[pools.x]\nservers = ['a']", "pools.x.servers[0].address", AFTER + 1, ["HOST:PORT"]),
     ("after", "[pools.x]\nservers = ['a:1 weight=1001']", "pools.x.servers[0].weight", AFTER + 1, ["0 to 1000"]),
     ("after", "[pools.x]\nservers = ['a:1 backups']", "pools.x.servers[0]", AFTER + 1, ["'backup'"]),
+    ("after", "[pools.x]\nservers = [{ address = 'a:1', weight = '3' }]", "pools.x.servers[0].weight", AFTER + 1, ["0 to 1000"]),
+    ("after", "[pools.x]\nservers = [{ address = 'a:1', wieght = 3 }]", "pools.x.servers[0].wieght", AFTER + 1, ["'weight'"]),
+    ("after", "[pools.x]\nservers = ['a:1 max_connections=0']", "pools.x.servers[0].max_connections", AFTER + 1, ["1 to"]),
     ("after", "[pools.x]\nservers = [{ weight = 1 }]", "pools.x.servers[0]", AFTER + 1, ["needs the key 'address'"]),
     ("after", "[pools.x]\nservers = 'a:1'", "pools.x.servers", AFTER + 1, ["list"]),
     ("after", "[pools.x]\nservers = [5]", "pools.x.servers[0]", AFTER + 1, ["server"]),
@@ -657,26 +660,3 @@ class FileTests(SynchronousTestCase):
     def test_commands_that_read_no_file_do_not_wait_for_pydantic(self):
         script = "import sys; import twistedproxy.config.loader, twistedproxy.config.changes; sys.exit('pydantic' in sys.modules)"
         self.assertEqual(subprocess.run([sys.executable, "-c", script], check=False).returncode, 0)
-
-
-class ServerTests(SynchronousTestCase):
-    def test_the_api_takes_servers_as_the_file_does(self):
-        for value in ("Db:5432 weight=3 backup", {"address": "db:5432", "weight": 3, "backup": True}):
-            self.assertEqual(loader.parse_server(value), Server("db:5432", 3, None, True))
-        self.assertEqual(loader.parse_server("unix:x", "/base").address, "unix:/base/x")
-
-    def test_other_servers_are_refused_with_a_sentence(self):
-        bad = {
-            "db": "HOST:PORT", "db:1 weight=2000": "weight", "db:1 wieght=1": "'weight'", "unix:x": "absolute",
-            5: "text or a table", None: "text",
-        }  # fmt: skip
-        for value, word in bad.items():
-            with self.assertRaisesRegex(ValueError, word):
-                loader.parse_server(value)
-        tables = [
-            ({}, "'address'"), ({"address": "db:1", "weight": "3"}, "weight"), ({"address": "db:1", "wieght": 3}, "'weight'"),
-            ({"address": "db:1", "max_connections": 0}, "1 to"), ({"address": 5}, "address"), ({5: 6}, "key"), ([], "list"),
-        ]  # fmt: skip
-        for value, word in tables:
-            with self.assertRaisesRegex(ValueError, word):
-                loader.parse_server(value)

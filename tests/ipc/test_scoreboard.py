@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import subprocess
@@ -92,6 +93,26 @@ class SharingTests(SynchronousTestCase):
         scoreboard = make(self, workers=2)
         self.assertEqual([scoreboard.take_slot(), scoreboard.take_slot()], [0, 1])
         self.assertIn("all 2 worker slots", str(self.assertRaises(ValueError, scoreboard.take_slot)))
+
+    def test_two_supervisors_never_take_the_same_slot(self) -> None:
+        """In an upgrade, both replace workers: while one looks for a free slot and takes it, the other one waits."""
+        scoreboard = make(self)
+        program = (
+            "import sys; from twistedproxy.ipc.scoreboard import Scoreboard\n"
+            f"board = Scoreboard.attach({scoreboard.fd})\n"
+            "zero, board._zero = board._zero, lambda slot: (print('in', flush=True), sys.stdin.readline(), zero(slot))\n"
+            "print(board.take_slot(), flush=True); sys.stdin.readline()"
+        )
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(command, pass_fds=[scoreboard.fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdin is not None and other.stdout is not None
+            self.addCleanup(other.kill)
+            self.assertEqual(other.stdout.readline(), "in\n")
+            self.assertRaises(BlockingIOError, fcntl.lockf, scoreboard.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            other.stdin.write("go on\n")
+            other.stdin.flush()
+            self.assertEqual((scoreboard.take_slot(), other.stdout.readline()), (1, "0\n"))
+            other.communicate("the end\n", timeout=20)
 
     def test_only_given_slots_can_be_written(self) -> None:
         """A worker that mistakes its slot is stopped before it writes into another's column."""

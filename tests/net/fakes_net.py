@@ -40,6 +40,19 @@ class Recorder:
         self.events.append("resume")
 
 
+class Sink:
+    """A socket as those see it who take a preface off it: whatever is read is there, and `sent` is what it got."""
+
+    def __init__(self):
+        self.sent = b""
+
+    def recv(self, count):
+        return bytes(count)
+
+    def send(self, data):
+        self.sent += data
+
+
 class Loop:
     """Turns a `ProxyReactor` (or the class given) until something is so."""
 

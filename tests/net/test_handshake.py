@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 import threading
+import weakref
 
 import pytest
 from twisted.trial.unittest import TestCase
@@ -111,6 +113,25 @@ class Handshakes(TestCase):
         self.in_thread(lambda: self.assertRaises(OSError, context.wrap_socket, client, server_hostname="a.example"))
         self.loop.until(lambda: self.failed)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_one_that_is_over_is_freed_at_once(self):
+        """Although it knows its owner and the owner knows it: there is one for each connection, and the collector seldom comes."""
+
+        class Owner:
+            def choose(self, hello):
+                return context
+
+        context = server_context(Pair(self.made.chain_pem, self.made.key_pem), ())
+        owner, client = Owner(), self.connect()
+        owner.handshake = self.serve(choose=owner.choose)
+        trusting = ssl.create_default_context(cafile=str(self.authority.ca))
+        self.in_thread(lambda: self.loop.keep(trusting.wrap_socket(client, server_hostname="a.example")))
+        self.loop.until(lambda: self.done)
+        gc.disable()
+        self.addCleanup(gc.enable)
+        remains = weakref.ref(owner)
+        del owner
+        self.assertIsNone(remains())
 
     def test_reading_a_hello_takes_nothing(self):
         """For passthrough: the transport is plain, and the greeting is still there for the server, to the byte."""

@@ -273,6 +273,31 @@ class Parking(SynchronousTestCase):
         self.loop.until(lambda: new.doRead.called)
         reactor.forget(new)
 
+    def test_an_heir_that_reads_on_costs_no_system_call_and_one_that_does_not_is_left_alone(self):
+        reactor = self.loop.reactor
+        poller = reactor._poller
+        for watched_first in (False, True):
+            transport, peer, _ = self.loop.started()
+            fd = transport.fileno()
+            new = Reader(transport.sock, mock.Mock(return_value=None))
+            new.hung_up, new.stays_watched = mock.Mock(), True
+            reactor._poller = mock.Mock(wraps=poller)
+            reactor.hand_over(transport, new)
+            if watched_first:
+                reactor.watch(new, select.EPOLLRDHUP)
+            reactor.addReader(new)
+            self.assertEqual(reactor._poller.modify.called, watched_first)
+            reactor._poller = poller
+            self.assertEqual(self.masks(transport), select.EPOLLIN)
+            reactor.removeReader(new)
+            self.assertEqual(self.masks(transport), 0)
+            reactor.addReader(new)
+            reactor.settle(fd)
+            self.assertEqual(self.masks(transport), select.EPOLLIN)
+            peer.send(b"x")
+            self.loop.until(lambda new=new: new.doRead.called)
+            reactor.forget(new)
+
     def test_stopping_the_reactor_finds_paused_connections_too(self):
         transport, _, _ = self.loop.started()
         paused, _, _ = self.loop.started()

@@ -1,13 +1,16 @@
 """Files go to sockets inside the kernel, byte for byte, at the pace of whoever reads, and never a piece that was found to be damaged."""
 
 import os
+import socket
+import struct
 import tempfile
+import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.errors import WriteStall
 from twistedproxy.net import sendfile
-from twistedproxy.net.sendfile import FileSend
+from twistedproxy.net.sendfile import FileSend, send_at_once
 
 SIZE = 3 * sendfile.PIECE + 12_345
 
@@ -55,6 +58,18 @@ class SendTests(SynchronousTestCase):
             return len(got) >= count
 
         self.loop.until(more, f"{count} bytes", limit=20.0)
+        return bytes(got)
+
+    def drain(self, peer):
+        """What the kernel has, without a turn of the loop."""
+        got = bytearray()
+        deadline = time.monotonic() + 5
+        while not got and time.monotonic() < deadline:
+            try:
+                while True:
+                    got.extend(peer.recv(1 << 20))
+            except BlockingIOError:
+                pass
         return bytes(got)
 
     def test_all_of_it_arrives_behind_what_was_written_before(self):
@@ -116,6 +131,32 @@ class SendTests(SynchronousTestCase):
         sending.cancel()
         self.loop.turns(3)
         self.assertEqual((self.ends, sink.splice_out, sending.is_active), ([], None, False))
+
+    def test_all_at_once(self):
+        """What a socket takes at once needs nothing more; head and file are in one segment."""
+        sink, peer = self.sink()
+        self.assertEqual(send_at_once(sink, b"head", self.file.fileno(), 4, 1000), 1000)
+        self.assertEqual(self.read(peer, 1004), b"head" + self.data[:1000])
+        self.assertEqual(sink.buffered, 0)
+        (segments,) = struct.unpack_from("I", sink.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160), 156)
+        self.assertEqual(segments, 1, "of those with data, see linux/tcp.h")
+
+    def test_as_much_as_it_takes(self):
+        """A slow reader, one with output waiting, one that is gone: how much went out is said, the rest is left to whoever goes on."""
+        sink, peer = self.sink(small=True)
+        sent = send_at_once(sink, b"head", self.file.fileno(), 4, SIZE)
+        self.assertTrue(0 < sent < SIZE)
+        FileSend(sink, self.file.fileno(), 4 + sent, SIZE - sent, lambda at, n: True, lambda n: None, self.ends.append).begin()
+        self.assertEqual(self.read(peer, 4 + SIZE), b"head" + self.data)
+        sink.write(b"w" * 500_000)
+        first = self.drain(peer)  # the kernel has room again before the sink knows
+        self.assertTrue(sink.buffered and first)
+        self.assertEqual(send_at_once(sink, b"head", self.file.fileno(), 4, 1000), 0)
+        self.assertEqual(first + self.read(peer, 500_004 - len(first)), b"w" * 500_000 + b"head")
+        self.assertEqual(send_at_once(sink, b"head", -1, 4, 1000), 0)
+        self.assertEqual(self.read(peer, 4), b"head")
+        sink.fail_write(WriteStall("x"), is_fatal=True)
+        self.assertEqual(send_at_once(sink, b"head", self.file.fileno(), 4, 1000), 0)
 
     def test_nothing_to_send_is_a_mistake(self):
         sink, _ = self.sink()

@@ -110,13 +110,6 @@ class EjectorTests(SynchronousTestCase):
         self.assertEqual(ejector.ejected(1.0), {})
         self.assertIsNotNone(ejector.add("b", 9, 9, 1.0))
 
-    def test_taken_back(self) -> None:
-        ejector = Ejector(Eject(), "ab")
-        ejector.add("a", 9, 9, 0.0)
-        self.assertTrue(ejector.take_back("a"))
-        self.assertEqual(ejector.ejected(1.0), {})
-        self.assertFalse(ejector.take_back("b"))
-
     def test_successes_never_eject(self) -> None:
         """A report without failures ejects nobody, whatever the window holds."""
         ejector = Ejector(Eject(for_s=5.0), "ab")

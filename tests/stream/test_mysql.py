@@ -28,17 +28,6 @@ RESPONSE = b"\x05\xa2\x0f\x00" + bytes(28) + b"user\0" + b"\0" + b"caching_sha2_
 REQUEST = b"\x05\xaa\x0f\x00" + bytes(28)
 
 
-class Sink:
-    def __init__(self):
-        self.sent = b""
-
-    def recv(self, count):
-        return bytes(count)
-
-    def send(self, data):
-        self.sent += data
-
-
 class Greetings(SynchronousTestCase):
     def test_an_offer_of_tls_is_added_and_taken_away_and_nothing_else_changes(self):
         plain, secure = greeting(), greeting(0xFFFE)
@@ -70,7 +59,7 @@ class Greetings(SynchronousTestCase):
 
 class Prefaces(SynchronousTestCase):
     def setUp(self):
-        self.sock, self.preface = Sink(), Preface()
+        self.sock, self.preface = self.fakes.Sink(), Preface()
 
     def test_the_request_is_taken_to_the_byte(self):
         whole = packet(1, REQUEST)

@@ -5,23 +5,12 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.errors import BadHello
-from twistedproxy.stream.postgres import GSS_REQUEST, SSL_REQUEST, Preface, SslRequest
-
-
-class Sink:
-    def __init__(self):
-        self.sent = b""
-
-    def recv(self, count):
-        return bytes(count)
-
-    def send(self, data):
-        self.sent += data
+from twistedproxy.stream.postgres import GSS_REQUEST, SSL_REQUEST, Declining, Preface, SslRequest
 
 
 class Prefaces(SynchronousTestCase):
     def setUp(self):
-        self.sock, self.preface = Sink(), Preface()
+        self.sock, self.preface = self.fakes.Sink(), Preface()
 
     def test_tls_at_once_is_let_through_untouched(self):
         """Clients of anything else, and PostgreSQL's with sslnegotiation=direct."""
@@ -45,6 +34,49 @@ class Prefaces(SynchronousTestCase):
             with self.assertRaises(BadHello, msg=data):
                 Preface()(data, self.sock)
         self.assertIn(b"sslmode=require", self.sock.sent)
+
+
+class Declined(SynchronousTestCase):
+    """Where only the servers have TLS, `sslmode=prefer` must find its way in the clear."""
+
+    def begin(self, seen=b""):
+        self.transport, self.peer = self.loop.transport()
+        self.clear, self.failed = [], []
+        reader = Declining(self.transport, self.loop.wheel, 3.0, self.clear.append, self.failed.append)
+        reader.begin(seen)
+        return reader
+
+    def test_both_requests_are_declined_and_what_follows_is_the_servers(self):
+        """In pieces, or behind a PROXY header that came in the same packet."""
+        start_up = b"\0\0\0\x29\0\3\0\0user\0me\0"
+        self.begin(GSS_REQUEST[:3])
+        self.peer.sendall(GSS_REQUEST[3:])
+        self.assertEqual(self.loop.read_all(self.peer, 1), b"N")
+        self.peer.setblocking(True)
+        self.peer.sendall(SSL_REQUEST[:7])
+        self.loop.turns(3)
+        self.peer.sendall(SSL_REQUEST[7:])
+        self.assertEqual(self.loop.read_all(self.peer, 1), b"N")
+        self.peer.setblocking(True)
+        self.assertEqual(self.clear, [])
+        self.peer.sendall(start_up)
+        self.loop.until(lambda: self.clear)
+        self.assertEqual(self.clear, [start_up])
+        for said in (start_up, SSL_REQUEST + start_up, b"Q"):
+            self.begin(said)
+            self.assertEqual(self.clear, [said.removeprefix(SSL_REQUEST)])
+
+    def test_nobody_is_waited_for_for_ever_and_no_request_answered_twice(self):
+        self.begin(SSL_REQUEST * 2)
+        self.assertEqual(self.clear, [SSL_REQUEST], "the server says what it thinks of that")
+        self.begin(SSL_REQUEST)
+        self.loop.travel(3.2)
+        self.assertIn("within 3 s", str(self.failed[0]))
+        self.begin()
+        self.peer.close()
+        self.loop.until(lambda: self.failed)
+        self.begin().abort()
+        self.assertEqual((len(self.failed), self.clear), (1, []))
 
 
 class Requests(SynchronousTestCase):

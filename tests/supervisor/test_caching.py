@@ -39,7 +39,7 @@ class Workers:
 
 def model(directory: str, has_cache: bool = True, **cache: Any) -> Model:
     route = Route("/", "web", cache=RouteCache() if has_cache else None)
-    return Model(sites={"a": Site("a", routes=(route,))}, cache=Cache(f"{directory}/cache", **cache))
+    return Model(sites={"a": Site("a", ("*.b.example", "[::1]"), routes=(route,))}, cache=Cache(f"{directory}/cache", **cache))
 
 
 class CachingTests(SynchronousTestCase):
@@ -107,6 +107,16 @@ class CachingTests(SynchronousTestCase):
         told = self.successResultOf(ask("cache"))
         self.assertEqual(told["routes"], [{"site": "a", "path": "/"}])
         self.assertEqual((told["purges"]["total"], told["purges"]["latest"][0]["what"]), (1, "t"))
+        for what, is_noted in (
+            ({"url": "https://WWW.b.example:8443/x?y"}, False), ({"prefix": "https://b.example/"}, True),
+            ({"url": "http://[::1]:80/"}, False),
+            ({"tag": "t"}, False), ({"prefix": "https://other.example"}, True),
+        ):  # fmt: skip
+            answer = self.successResultOf(ask("purge", **what))
+            self.assertEqual("notes" in answer, is_noted, what)
+        self.assertIn("no site serves other.example: ", answer["notes"][0])
+        caching.follow(model(self.directory, has_cache=False))
+        self.assertIn("no route has a cache", self.successResultOf(ask("purge", tag="t"))["notes"][0])
         self.why_not = "another version takes over"
         refused = self.failureResultOf(ask("purge", tag="t"), ChangeRefused).value
         self.assertEqual((refused.status, refused.retry_after_s), (503, 1))

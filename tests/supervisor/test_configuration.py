@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.config.model import Address, Admin, Cache, Model, Route, RouteCache, Site, Token
@@ -42,7 +43,13 @@ class FileTests(SynchronousTestCase):
 
     def test_defaults_fit_the_limit_of_open_files_and_chosen_numbers_are_refused(self) -> None:
         few = ConfigurationFile(self.path, lambda: 1000)
-        self.assertLess(few.read().model.http[0].max_connections, 10_000)
+        said: list[Any] = []
+        globalLogPublisher.addObserver(said.append)
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)
+        now = few.read().model.http[0].max_connections
+        self.assertLess(now, 10_000)
+        (event,) = [each for each in said if "is lowered from" in each.get("log_format", "")]
+        self.assertIn(f"is lowered from 10000 to {now} ", event["log_format"].format(**event))
         self.write(TEXT.replace('["127.0.0.1:8080"]', '[{ address = "127.0.0.1:8080", max_connections = 9999 }]'))
         (problem,) = self.assertRaises(ConfigurationError, few.read).problems
         self.assertEqual((problem.path, problem.file), ("max_connections", self.path))

@@ -18,7 +18,10 @@ class GuardTests(SynchronousTestCase):
         self.metrics = Metrics()
         self.clock = Clock()
         self.tripped: list[tuple[int, str]] = []
-        self.guard = Guard(self.clock.seconds, self.metrics.to_plain, lambda *what: self.tripped.append(what))
+        self.passed: list[tuple[int, int]] = []
+        self.guard = Guard(
+            self.clock.seconds, self.metrics.to_plain, lambda *what: self.tripped.append(what), lambda *what: self.passed.append(what)
+        )
 
     def requests(self, count: int, status: int = 200, seconds: float = 0.004) -> None:
         for _ in range(count):
@@ -43,7 +46,9 @@ class GuardTests(SynchronousTestCase):
         self.guard.watch(7, "errors > 1%", 60)
         self.requests(49, 500)
         self.second()
-        self.assertEqual(self.tripped, [])
+        self.clock.advance(60)
+        self.second()
+        self.assertEqual((self.tripped, self.passed), ([], [(7, 49)]), "and whoever asked is told how few they were")
 
     def test_relative_latency_is_measured_against_the_minute_before(self) -> None:
         self.second()

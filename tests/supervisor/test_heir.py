@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.supervisor.heir import ORPHANS_S, Heir
-
-_spec = importlib.util.spec_from_file_location("test_estate_sample", Path(__file__).parent / "test_estate.py")
-estates: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]
-_spec.loader.exec_module(estates)  # type: ignore[union-attr]
 
 
 class House:
@@ -48,7 +42,7 @@ class House:
 class HeirTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock, self.house, self.said = Clock(), House(), []  # type: ignore[var-annotated]
-        self.heir = Heir(self.clock, estates.sample(), self.house)
+        self.heir = Heir(self.clock, self.house)
         self.patch(self.heir.wire, "say", self.said.append)
 
     def hear(self, **word: Any) -> None:

@@ -208,6 +208,11 @@ class ReloadTests(OperationsTestCase):
         self.refused(self.operations.reload(BY), 503)
         self.assertEqual((self.plane.staged[-1].fate, self.plane.commits), ("abandoned", []))
 
+    def test_a_key_without_effect_is_noted(self) -> None:
+        self.edit('"/" = "web"', 'timeouts = { keepalive = "5s" }\n"/" = "web"')
+        for _ in range(2):
+            self.assertRegex(self.reload().notes[0], r"keepalive: has no effect here: .* set it in \[timeouts\]$")
+
     def test_the_same_file_again_is_no_revision(self) -> None:
         answer = self.reload()
         self.assertEqual((answer.revision, self.plane.commits, len(answer.notes)), (0, [], 1))
@@ -379,6 +384,22 @@ class ConfirmTests(OperationsTestCase):
         self.operations.each_second()
         self.assertEqual(self.weights(), [3, 2])
         self.assertRegex(self.journal.entries()[-1].reason, r"p95 > \+20%: p95 \d+.* in 100 requests since the change, .* in 100 before")
+
+    def test_who_guards_a_change_is_told_what_watches_it_and_may_end_that(self) -> None:
+        """The journal lists it as guarded, also after a restart and when it was undone; a confirmation ends the watching."""
+        applied = self.apply(SetWeight("web", A, 5), abort_if="errors > 1%")
+        guarded = applied.guard
+        assert guarded is not None
+        self.assertEqual((guarded.abort_if, guarded.min_requests, guarded.baseline_requests), ("errors > 1%", 50, 0))
+        self.restart()
+        self.assertEqual(self.journal.entries()[-1].guard, guarded)
+        self.done(self.operations.confirm(applied.revision, "eve"))
+        self.assertIsNone(self.journal.entries()[-1].guard)
+        self.refused(self.operations.confirm(applied.revision, "eve"), 409)
+        for _ in range(100):
+            self.plane.metrics.http("s", "web").record(A, 502, 0.1)
+        self.operations.each_second()
+        self.assertEqual(self.weights(), [5, 1])
 
     def test_a_guard_whose_time_is_over_does_not_begin_anew(self) -> None:
         self.apply(SetWeight("web", A, 5), abort_if="errors > 1%")

@@ -36,17 +36,18 @@ class Workers:
 
 class PurgingTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.path = os.path.join(self.enterContext(tempfile.TemporaryDirectory()), FILE)
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = os.path.join(self.directory, FILE)
         self.now = NOW
         self.told: list[tuple[str, Mapping[str, Any]]] = []
         self.writing: list[tuple[Deferred[None], Callable[[], Any]]] = []
         self.is_held = False
         self.begin()
 
-    def begin(self) -> None:
+    def begin(self, **how: bool) -> None:
         self.workers = Workers()
         self.purging = Purging(self.path, lambda: self.now, self.in_thread, self.workers, lambda kind, data: self.told.append((kind, data)))
-        self.purging.start()
+        self.purging.start(**how)
 
     def in_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
         if not self.is_held:
@@ -110,11 +111,19 @@ class PurgingTests(SynchronousTestCase):
 
     def test_they_outlive_a_restart(self) -> None:
         self.purge(url=URL)
-        self.purge(tag="t", soft=True)
+        self.purge(tag="t", soft=True, reason="new\nprices")
         self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
         self.begin()
         self.assertEqual(self.workers.known, [CachePurged("url", URL, NOW), CachePurged("tag", "t", NOW, True)])
         self.assertEqual([each["what"] for each in self.purging.shown()], [URL, "t"])
+        self.assertEqual([(each["who"], each["reason"]) for each in self.purging.shown()], [("eve", ""), ("eve", "new prices")])
+        with open(self.path, encoding="utf-8") as file:
+            kept = json.load(file)
+        del kept["told"]
+        with open(self.path, "w", encoding="utf-8") as file:
+            json.dump(kept, file)
+        self.begin()
+        self.assertEqual([each["what"] for each in self.purging.shown()], [URL, "t"], "an older version does not say who and why")
 
     def test_who_takes_over_tells_its_workers_what_came_meanwhile(self) -> None:
         elder, reached = self.purging, []
@@ -140,8 +149,27 @@ class PurgingTests(SynchronousTestCase):
         for text in ("", "{", '{"purges": 2, "all": []}', '{"purges": 1, "all": [{"by": 3}]}', "[" * 100_000):
             with open(self.path, "w", encoding="utf-8") as file:
                 file.write(text)
-            self.begin()
+            self.begin(is_ours=False)
             self.assertEqual(self.workers.known, [CachePurged("all", "", NOW)], text[:40])
+        self.assertEqual(os.listdir(self.directory), [FILE], "it is the other supervisor's, which writes there")
+
+    def test_what_nobody_can_read_is_set_aside_so_that_later_purges_and_starts_are_as_ever(self) -> None:
+        os.mkdir(self.path)
+        self.begin()
+        with open(self.path, "w", encoding="utf-8") as file:
+            file.write('{"purges": 1, "al')
+        self.begin()
+        aside = sorted(set(os.listdir(self.directory)) - {FILE})
+        self.assertEqual(aside, [f"{FILE}.corrupt-20270115T080000Z", f"{FILE}.corrupt-20270115T080000Z-2"])
+        with open(os.path.join(self.directory, aside[1]), encoding="utf-8") as file:
+            self.assertEqual(file.read(), '{"purges": 1, "al')
+        (why,) = {each["reason"] for each in self.purging.shown()}
+        self.assertEqual(why, "purges.json could not be read")
+        self.now += 60
+        self.purge(tag="t")
+        self.begin()
+        known = [CachePurged("all", "", NOW), CachePurged("tag", "t", NOW + 60)]
+        self.assertEqual(self.workers.known, known, "what is kept since the first start is not purged by the next")
 
     def test_what_cannot_be_meant_is_refused_with_what_can(self) -> None:
         for arguments, field, word in (

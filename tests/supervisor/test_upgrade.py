@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from twistedproxy import __version__
@@ -96,6 +97,14 @@ class UpgradeTests(SynchronousTestCase):
         self.assertEqual(self.said[-2:], [("leave", 77), {"main": True}])
         self.upgrade.tell(3, dict)
         self.assertEqual((self.said[-1], self.upgrade.shown()["connections"]), ({"draining": 3, "statistics": {}}, 3))
+        wire: Any = self.upgrade._wire
+        wire.makeConnection(transport := StringTransport())
+        transport.producer.pauseProducing()  # the successor hangs: nothing piles up for it, and it gets the latest when it goes on
+        self.upgrade.tell(2, dict)
+        self.assertEqual((self.said[-1]["draining"], self.upgrade.shown()["connections"]), (3, 2))
+        transport.producer.resumeProducing()
+        self.upgrade.tell(1, dict)
+        self.assertEqual(self.said[-1]["draining"], 1)
         self.clock.advance(READY_S + HAND_OVER_S)
         self.assertIs(self.upgrade.state, State.DRAINING)
         self.assertNotIn("thaw", self.plane.did)

@@ -20,13 +20,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = bool(os.environ.get("FULL"))
@@ -48,20 +49,6 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed: apt-get install {PACKAGES[name]}")
     return found
-
-
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on, never the same one twice."""
-    while True:
-        with closing(socket.socket()) as s:
-            s.bind((HOST, 0))
-            port: int = s.getsockname()[1]
-        if port not in _given:
-            _given.add(port)
-            return port
 
 
 def wait_until(condition: Callable[[], T], what: str, within: float = 15.0) -> T:
@@ -564,6 +551,32 @@ def is_alive(pid: int) -> bool:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+class Echo:
+    """A TCP server on a thread that returns what it gets, for sessions that must outlive everything."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server((HOST, 0))
+        self.address = f"{HOST}:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # cut
+            self.greet(connection)
+            while data := connection.recv(65536):
+                connection.sendall(data)
+
+    def greet(self, connection: socket.socket) -> None:
+        """What comes before it returns anything."""
 
 
 # Clients

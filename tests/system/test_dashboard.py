@@ -105,6 +105,7 @@ def test_a_wrong_token_is_told_and_the_page_asks_nobody_else(operator: Operator)
     operator.enter("wrong")
     expect(operator.page.get_by_role("alert")).to_have_text("The proxy does not know this token.")
     operator.enter()
+    expect(operator.page.get_by_text("2 of 3 servers are fine, 1 not checked")).to_be_visible()
     operator.page.reload()
     operator.page.get_by_role("heading", name="web").wait_for()
     assert operator.asked == {operator.address}
@@ -380,6 +381,9 @@ def test_usable_for_everybody(browser, proxy_under_page, nginx_a, size, scheme) 
         problems += axe(operator.page)
         assert problems == []
         assert operator.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        operator.page.set_viewport_size({"width": 260, "height": 700})
+        ports = "[...document.querySelectorAll('.server .address > .port')]"
+        assert operator.page.evaluate(ports + ".map((port) => port.getClientRects().length)") == [1, 1, 1], "none is broken"
     finally:
         operator.proxy.change("web", nginx_a.address, state=None, weight=None)
         operator.leave()
@@ -398,7 +402,7 @@ def axe(page: Page) -> list[str]:
 
 def test_old_figures_are_called_old(browser, proxy, nginx_a) -> None:
     """When the proxy is gone the page says since when, and does not call anything fine; it is live again by itself."""
-    made = proxy(f'[pools.web]\nservers = ["{nginx_a.address}"]\n[sites."*"]\n"/" = "web"\n')
+    made = proxy(f'[pools.web]\nservers = ["{nginx_a.address}"]\nhealth = "GET /health"\n[sites."*"]\n"/" = "web"\n')
     operator = Operator(browser, made)
     try:
         operator.enter()

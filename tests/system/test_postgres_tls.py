@@ -51,12 +51,13 @@ def test_every_way_into_tls(proxy, authority, postgres_a, postgres_b) -> None:
             (ended, verified, "f|"),
             (ended, {"sslmode": "require"}, "f|"),
             (both, verified, "t|TLSv1.3"),
-            (begun, {"sslmode": "disable"}, "t|TLSv1.3"),
+            (begun, {"sslmode": "prefer"}, "t|TLSv1.3"),
             (passed, verified, "t|TLSv1.3"),
             (names, verified, "t|TLSv1.3"),
         ):
             done = psql(port, **words)
             assert (done.stderr, done.stdout) == ("", said + "\n"), (port, done)
+        assert "server does not support SSL, but SSL was required" in psql(begun, sslmode="require").stderr
         assert "sslmode=require" in psql(ended, sslmode="disable").stderr
         assert psql(names, host="other.example", sslmode="require").returncode != 0
         assert psql(wrong, sslmode="disable").returncode != 0

@@ -30,36 +30,13 @@ def cli(made: bed.Proxy, *words: str) -> bed.subprocess.CompletedProcess[str]:
     return bed.run([*bed.REVPROXY, "--state", str(made.state), *words], env=bed.proxy_env(), within=30)
 
 
-class Echo:
-    """An echo on a thread, for sessions that must outlive everything."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server((bed.HOST, 0))
-        self.address = f"{bed.HOST}:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    @staticmethod
-    def _serve(connection: socket.socket) -> None:
-        with connection:
-            while data := connection.recv(65536):
-                connection.sendall(data)
-
-
 def test_lc_01_reloads_under_load_lose_nothing(proxy, nginx_a, nginx_b) -> None:
     """P14: reloads with other weights, listeners, pools and worker counts under load on kept and on fresh connections.
 
     No request fails, no connection is refused, the L4 session and the keep-alive that were open before still work after, and no worker
     that was meant to stay was replaced. FULL: 20 reloads in 60 s.
     """
-    echo = Echo()
+    echo = bed.Echo()
     tcp, extra = bed.free_port(), bed.free_port()
     rest = f'[pools.echo]\nservers = ["{echo.address}"]\n[tcp."{bed.HOST}:{tcp}"]\npool = "echo"\nmax_connections = 1000\n'
     more = f'[pools.more]\nservers = ["{nginx_b.address}"]\n[tcp."{bed.HOST}:{extra}"]\npool = "more"\nmax_connections = 1000\n'

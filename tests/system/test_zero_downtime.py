@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -26,33 +25,14 @@ ACCEPT = base64.b64encode(hashlib.sha1(f"{KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B
 SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
 
 
-class Echo:
-    """A server that returns what it gets; to an HTTP head it first answers 101 as WebSocket servers do."""
+class WebSocketEcho(bed.Echo):
+    """To an HTTP head it first answers 101."""
 
-    def __init__(self, *, is_websocket: bool = False) -> None:
-        self.is_websocket = is_websocket
-        self.listener = socket.create_server((bed.HOST, 0))
-        self.address = f"{bed.HOST}:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            if self.is_websocket:
-                head = b""
-                while not head.endswith(b"\r\n\r\n"):
-                    head += connection.recv(65536)
-                connection.sendall(SWITCH.encode())
-            with contextlib.suppress(OSError):  # cut
-                while data := connection.recv(65536):
-                    connection.sendall(data)
+    def greet(self, connection: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += connection.recv(65536)
+        connection.sendall(SWITCH.encode())
 
 
 class Load:
@@ -126,7 +106,7 @@ def test_processes_change_under_load_and_nobody_notices(proxy, nginx_a) -> None:
     A WebSocket and a TCP session that were open before all of it still echo after, in workers that are long replaced. Changes made
     meanwhile are all in the journal or were refused with 503 and a Retry-After.
     """
-    echo, websocket_echo = Echo(), Echo(is_websocket=True)
+    echo, websocket_echo = bed.Echo(), WebSocketEcho()
     tcp = bed.free_port()
     config = (
         f'[pools.web]\nservers = ["{nginx_a.address}"]\n[pools.ws]\nservers = ["{websocket_echo.address}"]\n'
@@ -276,7 +256,7 @@ def test_a_daemon_is_upgraded_or_stays_as_it_is(proxy, nginx_a) -> None:
 
 def test_the_supervisor_is_killed(proxy, nginx_a) -> None:
     """kill -9 of the supervisor: its workers accept nobody, are gone within 5 s, and a new supervisor binds within 2 s meanwhile."""
-    echo, tcp = Echo(), bed.free_port()
+    echo, tcp = bed.Echo(), bed.free_port()
     config = (
         f'[pools.web]\nservers = ["{nginx_a.address}"]\n[sites."*"]\n"/" = "web"\n'
         f'[pools.echo]\nservers = ["{echo.address}"]\n[tcp."{bed.HOST}:{tcp}"]\npool = "echo"\nmax_connections = 1000\n'

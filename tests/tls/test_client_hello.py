@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.errors import BadHello
-from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, read
+from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, _collect, read
 
 
 def real_hello(name: str | None, protocols: list[str]) -> bytes:
@@ -61,6 +61,8 @@ class Hellos(SynchronousTestCase):
                 self.assertIsInstance(found, Incomplete)
                 self.assertTrue(end < found.needed <= len(data), (end, found, len(data)))
             self.assertEqual(read(data + b"\x14more").name, "a.example")
+        for record in range(1, 70):
+            self.assertEqual(read(hello(sni(b"a.example"), record)).name, "a.example", record)
 
     def test_TL_06_names_that_are_none(self):
         """An IP address counts as no name; NUL, spaces, 300 bytes and two names end the connection."""
@@ -70,8 +72,9 @@ class Hellos(SynchronousTestCase):
         for name in (b"", b"a\0.example", b"a b", b"x" * 300, b"a..b", b"-a.example", b"../../etc", "ü.example".encode()):
             with self.assertRaises(BadHello, msg=name):
                 read(hello(sni(name)))
-        with self.assertRaises(BadHello):
-            read(hello(sni(b"a.example") + sni(b"b.example")))
+        for twice in (sni(b"a.example") + sni(b"b.example"), extension(21, b"") + sni(b"a.example") + extension(21, b"")):
+            with self.assertRaisesRegex(BadHello, "two extensions of type"):
+                read(hello(twice))
 
     def test_what_is_not_tls(self):
         records = (
@@ -99,6 +102,23 @@ class Hellos(SynchronousTestCase):
                 self.assertIsInstance(read(data), ClientHello | Incomplete)
             except BadHello:
                 pass
+
+    @given(st.data())
+    def test_the_short_way_and_the_long_one_agree(self, draw):
+        """One record with all in it is read without being collected first; what is damaged in it is no reason to answer otherwise."""
+        whole = hello(sni(b"a.example"))
+        split = hello(sni(b"a.example"), record=len(whole) - 5 - draw.draw(st.integers(1, 6)))
+        data = bytearray(draw.draw(st.sampled_from((real_hello("a.example", ["h2"]), whole, split, hello(None)))))
+        for _ in range(draw.draw(st.integers(0, 3))):
+            data[draw.draw(st.integers(0, min(len(data) - 1, 60)))] = draw.draw(st.integers(0, 255))
+        data = bytes(data[: draw.draw(st.integers(0, len(data)))] + draw.draw(st.binary(max_size=5)))
+        found = []
+        for way in (read, _collect):
+            try:
+                found.append(way(data))
+            except BadHello as e:
+                found.append((str(e), e.seen))
+        self.assertEqual(*found)
 
     def test_it_is_what_openssl_sees_too(self):
         """The name we choose the certificate by is the one OpenSSL would."""

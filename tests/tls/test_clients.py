@@ -16,6 +16,9 @@ class Connection:
     def __init__(self, certificate):
         self._certificate = certificate
 
+    def get_protocol_version(self):
+        return 0x304
+
     def get_protocol_version_name(self):
         return "TLSv1.3"
 
@@ -39,6 +42,15 @@ class Clients(SynchronousTestCase):
     def test_nothing_is_claimed_of_who_was_not_asked(self):
         tls = client_tls(Connection(None), "", Choice(None, ("", "1.2"), False))
         self.assertEqual((tls.subject, tls.names, tls.sha256), ("", (), ""))
+
+    def test_clients_without_a_certificate_are_told_apart_by_version_and_name_only(self):
+        choice = Choice(None, ("", "1.2"), False)
+        first, again, other = (client_tls(Connection(None), name, choice) for name in ("a.example", "a.example", "b.example"))
+        self.assertIs(first, again)
+        self.assertEqual((first.version, first.name, other.name), ("TLSv1.3", "a.example", "b.example"))
+        old = Connection(None)
+        old.get_protocol_version, old.get_protocol_version_name = lambda: 0x303, lambda: "TLSv1.2"
+        self.assertEqual(client_tls(old, "a.example", choice).version, "TLSv1.2")
 
     def test_a_subject_cannot_add_lines_to_a_request(self):
         """Whoever signs certificates may not be whoever runs the proxy."""

@@ -74,6 +74,20 @@ class Contexts(SynchronousTestCase):
         self.assertTrue(shake(one, client, session=session)[1].session_reused)
         self.assertFalse(shake(other, client, session=session)[1].session_reused)
 
+    def test_the_chain_that_clients_get_is_what_the_file_holds(self):
+        """Nothing is added to it, not even an authority that happens to be known here as that of the clients."""
+        for chain in (self.pair.chain, self.pair.chain + self.authority.ca.read_bytes()):
+            server = SSL.Connection(server_context(Pair(chain, self.pair.key), (), client_ca=self.authority.ca.read_bytes()), None)
+            server.set_accept_state()
+            client = SSL.Connection(SSL.Context(SSL.TLS_METHOD), None)
+            client.set_connect_state()
+            for one, other in ((client, server), (server, client)):
+                with self.assertRaises(SSL.WantReadError):
+                    one.do_handshake()
+                other.bio_write(one.bio_read(65536))
+            client.do_handshake()
+            self.assertEqual(len(client.get_peer_cert_chain()), chain.count(b"BEGIN CERTIFICATE"))
+
     def test_clients_without_the_right_certificate_do_not_get_in(self):
         context = server_context(self.pair, (), client_ca=self.authority.ca.read_bytes())
         with self.assertRaises((ssl.SSLError, SSL.Error)):

@@ -74,11 +74,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "Pools": _object(pools=_list(_ref("Pool"))),
     "Change": _object(
         revision=_INT, at=_TEXT, by=_TEXT, reason=_TEXT, change=_ANY, undone_by=_or_null(_INT), confirm_by=_or_null(_TEXT),
+        guard={"anyOf": [_ref("Guard"), {"type": "null"}]},
     ),
+    "Guard": _object(abort_if=_TEXT, until=_TEXT, min_requests=_INT, baseline_requests=_INT),
     "Changes": _object(changes=_list(_ref("Change"))),
     "Applied": _some(
         _object(revision=_INT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT))),
-        superseded=_list(_TEXT), notes=_list(_TEXT), confirm_by=_TEXT, preview=_ref("Preview"),
+        superseded=_list(_TEXT), notes=_list(_TEXT), confirm_by=_TEXT, guard=_ref("Guard"), preview=_ref("Preview"),
     ),
     "Preview": _object(
         changes=_list(_ANY), shares=_list(_object(pool=_TEXT, server=_TEXT, before=_NUMBER, after=_NUMBER)), closing=_INT,
@@ -103,14 +105,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         totals={"anyOf": [_ref("CacheTotals"), {"type": "null"}]}, directory=_or_null(_TEXT), max_files=_or_null(_INT),
         max_object=_or_null(_INT), routes=_list(_object(site=_TEXT, path=_TEXT)),
         sites=_list(_object(site=_TEXT, requests=_INT, hit_ratio=_or_null(_NUMBER), results=_COUNTS)),
-        purges=_object(total=_INT, latest=_list(_object(at=_TEXT, by=_TEXT, what=_TEXT, soft=_FLAG))),
+        purges=_object(total=_INT, latest=_list(_object(at=_TEXT, by=_TEXT, what=_TEXT, soft=_FLAG, who=_TEXT, reason=_TEXT))),
     ),
-    "Purged": _object(
-        purged={
-            "type": "object", "minProperties": 1, "maxProperties": 1,
-            "properties": {"url": _TEXT, "prefix": _TEXT, "tag": _TEXT, "all": _FLAG},
-        },
-        soft=_FLAG, at=_TEXT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT)),
+    "Purged": _some(
+        _object(
+            purged={
+                "type": "object", "minProperties": 1, "maxProperties": 1,
+                "properties": {"url": _TEXT, "prefix": _TEXT, "tag": _TEXT, "all": _FLAG},
+            },
+            soft=_FLAG, at=_TEXT, workers=_object(total=_INT, acked=_INT, lagging=_list(_INT)),
+        ),
+        notes=_list(_TEXT),
     ),
     "Checked": _object(problems=_list(_ANY)),
     "Differences": _object(differences=_list(_some(_object(path=_TEXT), file={}, running={}))),

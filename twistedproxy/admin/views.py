@@ -101,6 +101,8 @@ def applied(result: Applied) -> dict[str, Any]:
         shown["notes"] = list(result.notes)
     if result.confirm_by is not None:
         shown["confirm_by"] = result.confirm_by
+    if result.guard is not None:
+        shown["guard"] = plain.encode(result.guard)
     if result.preview is not None:
         shown["preview"] = plain.encode(result.preview)
     return shown
@@ -115,6 +117,7 @@ def entry(entry: Entry) -> dict[str, Any]:
         "change": dict(entry.change),
         "undone_by": entry.undone_by,
         "confirm_by": entry.confirm_by,
+        "guard": plain.encode(entry.guard),
     }
 
 

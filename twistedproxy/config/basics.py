@@ -34,6 +34,7 @@ class Timeouts(Section):
 
     What counts before a request has a site, or for a whole connection or the whole proxy, comes from here alone: `request_head`,
     `keepalive`, `preread`, `drain_http`, `drain_tcp`, and `write_stall` towards HTTP clients.
+    `check`, start and reload warn of a key that has no effect where it stands.
     """
 
     connect: _Seconds = key("3s", "A connection to a server is made.", reload=NEW)

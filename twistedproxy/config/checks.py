@@ -37,13 +37,57 @@ def check(document: schema.File, tree: Mapping[str, Any], origin: Origin, quote:
         _listeners(document, tree, origin, quote),
         tls_checks.check(document, tree, origin, quote),
         _logs(document, origin, quote),
-        _cache(document),
+        _cache(document, origin, quote),
     )
     return [finding for sort in sorts for finding in itertools.islice(sort, MOST_OF_A_SORT)]
 
 
-def _cache(document: schema.File) -> Iterator[Finding]:
+_HTTP = "is for HTTP; remove it"
+_EARLY = "counts before the request has a site; set it in [timeouts]"
+_WHOLE = "counts for the whole proxy; set it in [timeouts]"
+_IDLE_ON_SITES = {
+    "request_head": _EARLY,
+    "keepalive": "counts between two requests, before the next has a site; set it in [timeouts]",
+    "preread": _EARLY,
+    "drain_http": _WHOLE,
+    "drain_tcp": _WHOLE,
+    "tcp_idle": "is for TCP listeners; remove it, or set websocket_idle for WebSockets and other tunnels",
+}
+_IDLE_ON_TCP = dict.fromkeys(
+    ("request_head", "body_idle", "request", "response_head", "response_idle", "keepalive", "websocket_idle", "drain_http"), _HTTP
+) | {"drain_tcp": _WHOLE}
+"""Time-outs that may be written there and do nothing, with why and what to do."""
+
+
+def warnings(document: schema.File) -> list[Finding]:
+    """What is allowed and has no effect."""
+    tables: list[tuple[Path, schema.Timeouts | None, Mapping[str, str]]] = []
+    tables += [(("sites", name, "timeouts"), site.timeouts, _IDLE_ON_SITES) for name, site in document.sites.items()]
+    tables += [((*path, "timeouts"), route.timeouts, _IDLE_ON_SITES) for path, route in _all_routes(document)]
+    tables += [(("tcp", address, "timeouts"), listener.timeouts, _IDLE_ON_TCP) for address, listener in document.tcp.items()]
+    found = (
+        ((*path, key), f"has no effect here: {key} {idle[key]}")
+        for path, timeouts, idle in tables
+        if timeouts is not None
+        for key in idle
+        if key in timeouts.model_fields_set
+    )
+    return list(itertools.islice(found, MOST_OF_A_SORT))
+
+
+def _cache(document: schema.File, origin: Origin, quote: Quote) -> Iterator[Finding]:
     cache = document.cache
+    if cache.path is not None and origin.reads_files:
+        path: Path = ("cache", "path")
+        there = cache.path
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            what = "is not a directory" if there == cache.path else f"cannot be made: {there} is not a directory"
+            yield path, f"{quote(path, cache.path)} {what}; name a directory of the cache's own"
+        elif not os.access(there, os.W_OK | os.X_OK) and not os.statvfs(there).f_flag & os.ST_RDONLY:  # which may pass: it stops nobody
+            what = "may not be written by this user" if there == cache.path else f"cannot be made: this user may not write to {there}"
+            yield path, f"{quote(path, cache.path)} {what}; change its owner or its mode"
     if "max_object" in cache.model_fields_set and 0 < cache.disk < cache.max_object:
         yield ("cache", "max_object"), f"is larger than disk ({cache.disk} bytes), into which it would have to fit"
 

@@ -82,6 +82,19 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
+class Guarded:
+    """What takes a change back by itself when traffic gets worse."""
+
+    abort_if: str
+    until: str
+    """RFC 3339, UTC: it is watched so long."""
+    min_requests: int
+    """Nothing is judged before so many since the change; a comparison needs as many in the minute before it."""
+    baseline_requests: int
+    """How many there were in the minute before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """A change that is durable, and how far it has reached."""
 
@@ -96,6 +109,7 @@ class Applied:
     notes: tuple[str, ...] = ()
     """What else the operator should know."""
     confirm_by: str | None = None
+    guard: Guarded | None = None
     preview: Preview | None = None
     """Set when nothing was changed, only asked."""
 
@@ -113,6 +127,8 @@ class Entry:
     """As `changes.describe` gives it: kind, pool, server, before, after."""
     undone_by: int | None = None
     confirm_by: str | None = None
+    guard: Guarded | None = None
+    """What watches it, or watched it before it was undone or its time was over; None also once it is confirmed."""
 
 
 @dataclass(frozen=True, slots=True)

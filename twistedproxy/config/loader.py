@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from twistedproxy.config import placeholders, values
 from twistedproxy.config.locate import Lines, Path, dotted
-from twistedproxy.config.model import Model, Server
+from twistedproxy.config.model import Model
 from twistedproxy.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Loaded:
     """Dotted path to text as written, for every value with placeholders: outputs show this in place of the value."""
     effective: Mapping[str, Any]
     """All keys in the form of the file, defaults filled in, placeholders as written: what may be shown to anybody."""
+    warnings: tuple[Problem, ...] = ()
+    """What is allowed and has no effect."""
 
 
 def find_file() -> str:
@@ -103,6 +105,7 @@ def read(
     has_ipv6: bool | None = None,
 ) -> Loaded:
     """`parse`, with what may be shown of the text."""
+    from twistedproxy.config import checks  # noqa: PLC0415 - pydantic
     from twistedproxy.config.build import build  # noqa: PLC0415 - pydantic
     from twistedproxy.config.kinds import Origin  # noqa: PLC0415 - pydantic
 
@@ -116,24 +119,8 @@ def read(
         raise ConfigurationError(_problems(findings, text, file))
     state_dir = os.path.join(base_dir, state_dir_default or _default_state_dir(environ))
     model = build(document, origin, os.path.abspath(file) if file else "", state_dir)
-    return Loaded(model, text, resolution.written, _effective(document, tree))
-
-
-def parse_server(value: object, base_dir: str | None = None) -> Server:
-    """A server as the file writes it, text or table; `ValueError` says what is wrong. Without `base_dir` unix paths must be absolute."""
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - pydantic
-
-    from twistedproxy.config import build, schema  # noqa: PLC0415 - pydantic
-    from twistedproxy.config.kinds import Origin  # noqa: PLC0415 - pydantic
-
-    if not isinstance(value, (str, dict)):
-        raise ValueError(f"must be a text or a table; this is {values.toml_kind(value)}; allowed is {values.SERVER_ALLOWED}")
-    try:
-        declared = TypeAdapter(schema.ServerOrText).validate_python(value, context=Origin(base_dir))
-    except ValidationError as e:
-        wrong, missing = _findings(e, schema.Server)
-        raise ValueError("; ".join(f"{dotted(p)}: {m}" if p else m for p, m in wrong + missing)) from None
-    return build.server(declared)
+    warnings = tuple(_problems(checks.warnings(document), text, file))
+    return Loaded(model, text, resolution.written, _effective(document, tree), warnings)
 
 
 def state_dir_of(path: str) -> str:

@@ -7,7 +7,7 @@ How it works
     that stay and are spelled ``Name: value`` with one memcpy.
     This file only recognises what is valid and complete. A line that is not goes to ``lines``, which says whether it is incomplete or which
     rule it breaks; odd hosts, targets and codings go to ``paths``. So errors are the same, and the C below stays short.
-    One file of 900 lines, since C functions of one translation unit are inlined, and one extension is all that may be missing.
+    One file of over 500 lines, since C functions of one translation unit are inlined, and one extension is all that may be missing.
     Every read is below the end that was computed from the length of the bytes object; offsets fit 32 bits because max_head does.
 """
 

@@ -39,10 +39,6 @@ class Decision(Generic[T]):
     actions: Actions | None = None
     """What happens besides; None: nothing."""
 
-    def forwarded_path(self, path: bytes) -> bytes:
-        """The canonical path as the server is asked for it."""
-        return path if self.actions is None else self.actions.path(path, b"")[0]
-
     @property
     def rule(self) -> str:
         """``rules[0]``; "" for a route that was found by its path."""

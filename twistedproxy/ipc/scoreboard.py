@@ -16,10 +16,11 @@ How it works
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 MAGIC = int.from_bytes(b"twprxysb", "little")
 VERSION = 2
@@ -105,7 +106,10 @@ class LeaseBoard:
 
 
 class Scoreboard:
-    """The whole board; made by the supervisor, attached to by workers and by the supervisor's successor."""
+    """The whole board; made by the supervisor, attached to by workers and by the supervisor's successor.
+
+    During an upgrade two supervisors give out its slots: what they look at and then write they do behind a lock of the file.
+    """
 
     def __init__(self, fd: int, memory: mmap.mmap) -> None:
         self.fd = fd
@@ -159,13 +163,23 @@ class Scoreboard:
 
     def take_slot(self) -> int:
         """A column for a new worker; `ValueError` when all are in use."""
-        for slot in range(self.slots):
-            if not self._cells[_TAKEN + slot]:
-                self._zero(slot)
-                self._cells[_TAKEN + slot] = 1
-                self._cells[_WIDTH] = max(self._cells[_WIDTH], slot + 1)
-                return slot
+        with self._alone():
+            for slot in range(self.slots):
+                if not self._cells[_TAKEN + slot]:
+                    self._zero(slot)
+                    self._cells[_TAKEN + slot] = 1
+                    self._cells[_WIDTH] = max(self._cells[_WIDTH], slot + 1)
+                    return slot
         raise ValueError(f"all {self.slots} worker slots of the scoreboard are in use")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process is here meanwhile. The lock is the process's, not the open file's, which both supervisors have in common."""
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
 
     @property
     def taken_slots(self) -> list[int]:
@@ -203,7 +217,9 @@ class Scoreboard:
 
     def use_row(self, row: int) -> None:
         """Let `free_slot` know that rows up to this one are in use."""
-        self._cells[_HEIGHT] = max(self._cells[_HEIGHT], row + 1)
+        if row >= self._cells[_HEIGHT]:
+            with self._alone():
+                self._cells[_HEIGHT] = max(self._cells[_HEIGHT], row + 1)
 
     # The worker's side
 

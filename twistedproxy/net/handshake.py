@@ -21,10 +21,11 @@ from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twistedproxy.clock import Timed, Wheel
+from twistedproxy.clock import NEVER, Timed, Wheel
 from twistedproxy.errors import ProxyError, ServerTlsFailed, TlsFailed, TlsTimeout
 from twistedproxy.net.tls_transport import TlsTransport, reason_of, shake, wants_read
 from twistedproxy.net.transport import Transport
+from twistedproxy.tls.accepting import accept
 from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, read
 from twistedproxy.tls.servers import ServerTlsUse
 
@@ -36,6 +37,8 @@ _ESTABLISHED = 1
 
 Preface = Callable[[bytes, socket.socket], tuple[int, bool] | None]
 """What may stand before TLS. Gets what has come, returns how much of that is its and whether it is complete; None: more is needed."""
+
+_SILENCE = ClientHello("", ())
 
 E = TypeVar("E", bound=ProxyError)
 
@@ -59,7 +62,7 @@ class _Handshake(Timed, Generic[E]):
         on_done: Callable[[Any], None],
         on_failed: Callable[[E, socket.socket], None],
     ) -> None:
-        super().__init__()
+        self.deadline = self.look_at = NEVER  # as Timed.__init__ does, without the call
         self.reactor = reactor
         self.wheel = wheel
         self.sock = sock
@@ -116,7 +119,8 @@ class _Handshake(Timed, Generic[E]):
             if shake is None:
                 tls.do_handshake()
             elif (result := shake(tls._ssl)) != 1 and wants_read(tls, result):
-                self._want(writing=False)
+                if self._is_writing:
+                    self._want(writing=False)
                 return
         except SSL.WantReadError:
             self._want(writing=False)
@@ -207,7 +211,7 @@ class ServerHandshake(_Handshake[ProxyError]):
         timeout_s: float,
     ) -> None:
         super().__init__(reactor, wheel, sock, peer, peer_port, write_stall_s, on_done, on_failed)
-        self.hello = ClientHello("", ())
+        self.hello = _SILENCE
         self._choose = choose
         self._prefaces = list(prefaces)
         self._timeout_s = timeout_s
@@ -220,7 +224,7 @@ class ServerHandshake(_Handshake[ProxyError]):
     def doRead(self) -> None:
         if self.tls is not None:
             self._shake()
-        elif not self.is_over:
+        elif self._on_failed is not None:
             try:
                 self._look()
             except ProxyError as e:
@@ -257,13 +261,15 @@ class ServerHandshake(_Handshake[ProxyError]):
         if isinstance(hello, Incomplete):
             self._wait(hello.needed, len(data))
             return
-        self._wait(1, 0)
+        if self._low_water != 1:
+            self._wait(1, 0)
         self.hello = hello
         self._heard(hello)
 
     def _heard(self, hello: ClientHello) -> None:
-        tls = self.tls = SSL.Connection(self._choose(hello), self.sock)
-        tls.set_accept_state()
+        choose = self._choose
+        del self._choose  # it is bound to our owner, who holds us
+        self.tls = accept(choose(hello), self.sock)
         self._shake()
 
     def _wait(self, needed: int, have: int) -> None:

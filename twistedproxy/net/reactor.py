@@ -44,6 +44,8 @@ class ProxyReactor(epollreactor.EPollReactor):
         self._parked: set[int] = set()
         """Descriptors in epoll with neither IN nor OUT asked for."""
         self._soon: list[tuple[Callable[[Any], None], Any]] = []
+        self._heir: Any = None
+        """It was given a descriptor that epoll is still watching for input, and has not yet said what it wants."""
         self._fresh: set[int] = set()
         """Descriptors put into epoll since the last poll: an event in hand for one of these was meant for its former owner."""
         super().__init__()  # type: ignore[no-untyped-call]
@@ -151,6 +153,7 @@ class ProxyReactor(epollreactor.EPollReactor):
         """Watch a selectable that neither reads nor writes for `mask` (``EPOLLRDHUP`` or 0) besides resets, which are always told."""
         fd = selectable.fileno()
         if fd in self._parked:
+            self._heir = None
             self._poller.modify(fd, mask)
         elif fd not in self._selectables:
             self._poller.register(fd, mask)
@@ -161,6 +164,7 @@ class ProxyReactor(epollreactor.EPollReactor):
     def hand_over(self, old: Any, new: Any) -> None:
         """`new` takes the place of `old` on the same descriptor; after `settle` it is watched for what it asked for meanwhile."""
         fd = old.fileno()
+        self._heir = new if fd in self._reads and fd not in self._writes else None
         self._selectables[fd] = new
         self._reads.discard(fd)
         self._writes.discard(fd)
@@ -168,6 +172,7 @@ class ProxyReactor(epollreactor.EPollReactor):
 
     def settle(self, fd: int) -> None:
         """The end of a `hand_over`: if the new owner asked for nothing, neither shall epoll."""
+        self._heir = None
         if fd in self._parked:
             self._poller.modify(fd, 0)
 
@@ -185,7 +190,9 @@ class ProxyReactor(epollreactor.EPollReactor):
     def _add(self, xer: Any, primary: set[int], other: set[int], selectables: dict[int, Any], event: int, antievent: int) -> None:
         fd = xer.fileno()
         if fd in self._parked:
-            self._poller.modify(fd, event)
+            if xer is not self._heir or event != IN:
+                self._poller.modify(fd, event)
+            self._heir = None
             self._parked.remove(fd)
             primary.add(fd)
         elif fd not in primary:

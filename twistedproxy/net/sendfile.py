@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from socket import MSG_MORE
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,3 +113,26 @@ class FileSend:
         self.held = 0
         if self.sink.splice_out is self:
             self.sink.splice_out = None
+
+
+def send_at_once(sink: Transport, head: bytes, fd: int, offset: int, count: int) -> int:
+    """Write `head`, and of `count` bytes of a file as many as the socket takes now; how many that was.
+
+    The head waits in the kernel for the first bytes of the file, so that both travel in one packet. An error is not told here: whoever
+    goes on with the rest meets it again.
+    """
+    if sink.buffered or sink.error is not None:
+        sink.write(head)
+        return 0
+    sock = sink.sock
+    try:
+        taken = sock.send(head, MSG_MORE)
+    except OSError:
+        taken = 0
+    if taken != len(head):
+        sink.write(head[taken:])
+        return 0
+    try:
+        return os.sendfile(sock.fileno(), fd, offset, count)
+    except OSError:
+        return 0

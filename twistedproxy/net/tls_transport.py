@@ -42,6 +42,7 @@ _ffi: Any = getattr(SSL, "_ffi", None)
 _has_short_cut = _lib is not None and _ffi is not None and hasattr(SSL.Connection, "_raise_ssl_error")
 _read_record: Any = _lib.SSL_read if _has_short_cut else None
 _write_record: Any = _lib.SSL_write if _has_short_cut else None
+_say_goodbye: Any = _lib.SSL_shutdown if _has_short_cut else None
 shake: Any = _lib.SSL_do_handshake if _has_short_cut else None
 """One step of a handshake: 1 when it is complete, else `wants_read` tells whether that is all."""
 _BUFFER: Any = _ffi.new("char[]", RECORD_BYTES) if _has_short_cut else None
@@ -204,7 +205,10 @@ class TlsTransport(Transport):
         """Send close_notify; False when the kernel has no room for it now."""
         if not self._has_said_goodbye and self.tls is not None:
             try:
-                self.tls.shutdown()
+                if self._ssl is None:
+                    self.tls.shutdown()
+                elif (result := _say_goodbye(self._ssl)) < 0:
+                    self.tls._raise_ssl_error(self._ssl, result)
             except _WantWrite:
                 self._goodbye_waits = True
                 return False
@@ -237,7 +241,7 @@ class TlsTransport(Transport):
     def _close(self, reset: bool) -> Receiver | None:
         tls = self.tls
         if tls is not None and not reset:
-            if self._write is _MAY_SEND and not self.buffered:
+            if not self._has_said_goodbye and self._write is _MAY_SEND and not self.buffered:
                 self._goodbye()
             if self.on_closing is not None:
                 self.on_closing(tls)

@@ -372,8 +372,8 @@ class Transport(Timed):
         if self.state is not _OPEN:
             return
         self._move(_CLOSING)
-        self._stop_reading(_ENDED)
         if self._has_output():
+            self._stop_reading(_ENDED)
             self.watch_for_stall()
         else:
             self._lose_soon(self.error)

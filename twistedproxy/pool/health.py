@@ -118,11 +118,3 @@ class Ejector:
     def ejected(self, now: float) -> dict[str, float]:
         """Who is out at `now`, and until when."""
         return {server: until for server, until in self._until.items() if until > now}
-
-    def take_back(self, server: str) -> bool:
-        """End an ejection early; True when there was one to end or to forget."""
-        window = self._windows.pop(server, None)
-        if not self._until.get(server):
-            return window is not None
-        self._until[server] = 0.0
-        return True

@@ -17,6 +17,7 @@ from twistedproxy.net.transport import Transport
 from twistedproxy.observability.access_log import AccessLog
 from twistedproxy.observability.metrics import Metrics
 from twistedproxy.pool.pool import Pool
+from twistedproxy.stream.postgres import Declining
 from twistedproxy.stream.session import Session
 
 
@@ -51,7 +52,7 @@ class StreamFront:
         self._accept_proxy = Networks(listener.accept_proxy)
         self._on_closed = on_closed
         self._sessions: set[Session] = set()
-        self._readers: set[ProxyHeaderReader] = set()
+        self._readers: set[ProxyHeaderReader | Declining] = set()
         self._id_prefix = secrets.token_hex(6).encode()
         self._serial = itertools.count()
 
@@ -70,10 +71,31 @@ class StreamFront:
             sock.close()
             self._denied(ip)
         else:
-            transport = Transport(self.reactor, self.wheel, sock, ip, port, self.timeouts.write_stall_s)
-            session = self.session_class(self, transport, ip, port)
+            self._admit(Transport(self.reactor, self.wheel, sock, ip, port, self.timeouts.write_stall_s), ip, port)
+
+    def _admit(self, transport: Transport, ip: str, port: int, destination: tuple[str, int] | None = None, leftover: bytes = b"") -> None:
+        tls = self.pool.spec.tls
+        if tls is not None and tls.starttls == "postgres":
+            self._decline_tls(transport, ip, port, destination, leftover)
+            return
+        session = self.session_class(self, transport, ip, port, destination, leftover)
+        self._sessions.add(session)
+        session.begin()
+
+    def _decline_tls(self, transport: Transport, ip: str, port: int, destination: tuple[str, int] | None, seen: bytes) -> None:
+        def on_clear(leftover: bytes) -> None:
+            self._readers.discard(reader)
+            session = self.session_class(self, transport, ip, port, destination, leftover)
             self._sessions.add(session)
             session.begin()
+
+        def on_error(error: ProxyError) -> None:
+            self._readers.discard(reader)
+            self._rejected(ip, error)
+
+        reader = Declining(transport, self.wheel, self.timeouts.preread_s, on_clear, on_error)
+        self._readers.add(reader)
+        reader.begin(seen)
 
     def _read_proxy_header(self, transport: Transport) -> None:
         def on_header(parsed: Parsed, leftover: bytes) -> None:
@@ -84,9 +106,7 @@ class StreamFront:
                 transport.abortConnection()
                 self._denied(ip)
                 return
-            session = self.session_class(self, transport, ip, port, parsed.destination, leftover)
-            self._sessions.add(session)
-            session.begin()
+            self._admit(transport, ip, port, parsed.destination, leftover)
 
         def on_error(error: BadProxyHeader) -> None:
             self._readers.discard(reader)

@@ -3,6 +3,9 @@
 After PostgreSQL's "Frontend/Backend Protocol" (SSLRequest, GSSENCRequest). Whoever stands between client and server must see to it that
 nothing is smuggled in before TLS begins: more than the one message, or more than the one byte, ends the connection
 (CVE-2021-23214, CVE-2021-23222). Clients may also begin with TLS at once (``sslnegotiation=direct``, PostgreSQL 17).
+
+Where TLS begins only here, on the way to the servers, a client that asks for it is declined, as a server without TLS does: with
+``sslmode=prefer``, which is libpq's default, it then goes on in the clear, and with ``require`` it says why it does not.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable
 from twisted.python.failure import Failure
 
 from twistedproxy.clock import Timed, Wheel
-from twistedproxy.errors import BadHello, ConnectFailed, ServerTlsFailed
+from twistedproxy.errors import BadHello, ConnectFailed, ServerTlsFailed, TlsFailed, TlsTimeout
 from twistedproxy.net.transport import Transport
 
 
@@ -58,6 +61,77 @@ class Preface:
         self.was_postgres = True
         sock.send(WILLING)
         return len(request), True
+
+
+class Declining(Timed):
+    """Declines what a client in the clear asks for before its start-up message, within `limit_s`.
+
+    Then exactly one of: `on_clear(leftover)`, after which the transport is the caller's, with what came behind the requests; or
+    `on_error(error)`, with the connection reset already.
+    """
+
+    __slots__ = ("_transport", "_wheel", "_limit_s", "_on_clear", "_on_error", "_buffer", "_declinable")
+
+    def __init__(
+        self,
+        transport: Transport,
+        wheel: Wheel,
+        limit_s: float,
+        on_clear: Callable[[bytes], None],
+        on_error: Callable[[TlsFailed], None],
+    ) -> None:
+        super().__init__()
+        self._transport = transport
+        self._wheel = wheel
+        self._limit_s = limit_s
+        self._on_clear: Callable[[bytes], None] | None = on_clear
+        self._on_error: Callable[[TlsFailed], None] | None = on_error
+        self._buffer = b""
+        self._declinable = [SSL_REQUEST, GSS_REQUEST]
+        """Each once: whoever asks again is answered by the server, with its error."""
+
+    def begin(self, seen: bytes = b"") -> None:
+        """`seen` was read from the client already."""
+        self._wheel.arm(self, self._wheel.seconds() + self._limit_s)
+        self._transport.start(self)
+        if seen:
+            self.dataReceived(seen)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._on_error is None:
+            return
+        data = self._buffer + data
+        while data[:8] in self._declinable:
+            self._declinable.remove(data[:8])
+            self._transport.write(UNWILLING)
+            data = data[8:]
+        self._buffer = data
+        if len(data) < 8 and any(request.startswith(data) for request in self._declinable or (b"",)):
+            return
+        told, self._on_clear, self._on_error = self._on_clear, None, None
+        self._wheel.disarm(self)
+        assert told is not None
+        told(data)
+
+    def _fail(self, error: TlsFailed) -> None:
+        told, self._on_error, self._on_clear = self._on_error, None, None
+        if told is not None:
+            self._wheel.disarm(self)
+            self._transport.abortConnection()
+            told(error)
+
+    def deadline_passed(self, now: float) -> None:
+        self._fail(TlsTimeout(f"no complete PostgreSQL start-up message within {self._limit_s:g} s"))
+
+    def readConnectionLost(self) -> None:
+        self._fail(TlsFailed("the client closed before it had said anything of its own"))
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._fail(TlsFailed("the client broke the connection before it had said anything of its own"))
+
+    def abort(self) -> None:
+        """The listener closes: `on_error` is called now."""
+        self._fail(TlsFailed("the listener closed"))
 
 
 class SslRequest(Timed):

@@ -79,7 +79,7 @@ class Caching:
     # Life
 
     def start(self) -> None:
-        self.purging.start()
+        self.purging.start(is_ours=not self._why_not())
         self.follow(self._model)
 
     def stop(self) -> None:
@@ -144,7 +144,9 @@ class Caching:
             why_not = self._why_not()
             if why_not:
                 raise ChangeRefused(503, f"nothing was purged: {why_not}", retry_after_s=1)
-            return await self.purging.purge(arguments)
+            done = await self.purging.purge(arguments)
+            notes = _notes(done["purged"], self._model)
+            return done | {"notes": notes} if notes else done
         spec = self._spec
         return {
             "directory": spec.directory if spec is not None else None,
@@ -158,6 +160,24 @@ class Caching:
                 if route.cache is not None
             ],
         }
+
+
+def _notes(purged: Mapping[str, Any], model: Model) -> list[str]:
+    """What an operator should know who may have named something else than was meant."""
+    if not model.has_cache:
+        return ["no route has a cache now: nothing of this can be given"]
+    ((kind, what),) = purged.items()
+    if kind not in ("url", "prefix"):
+        return []
+    host = what.partition("://")[2].partition("/")[0].partition("?")[0]
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    names = {name, "*", *(f"*{name[at:]}" for at, character in enumerate(name) if character == "." and at)}
+    if any(not names.isdisjoint(site.hosts) for site in model.sites.values()):
+        return []
+    known = sorted({each for site in model.sites.values() for each in site.hosts})
+    shown = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+    unless = ", unless a trusted proxy names it in X-Forwarded-Host" if any(front.trusted_proxies for front in model.http) else ""
+    return [f"no site serves {name}{unless}: nothing of this can be given; the sites are for {shown}"]
 
 
 def keeper_of(reactor: Any) -> MakeKeeper:

@@ -13,7 +13,9 @@ from twistedproxy.config.locate import Lines
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ConfigurationError, Problem
 from twistedproxy.http.trials import broken
-from twistedproxy.supervisor.limits import fit
+from twistedproxy.supervisor.limits import DEFAULT, fit
+
+_log = Logger(namespace="configuration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,12 @@ class Configuration:
     """As written."""
     effective: Mapping[str, Any]
     """In the form of the file with all defaults, placeholders as written."""
+    warnings: tuple[str, ...] = ()
+    """What is allowed and has no effect."""
+
+    def warn(self) -> None:
+        for warning in self.warnings:
+            _log.warn("{warning}", warning=warning)
 
 
 class ConfigurationFile:
@@ -54,15 +62,23 @@ class ConfigurationFile:
         if isinstance(fitted, Problem):
             raise ConfigurationError([Problem(fitted.path, fitted.message, fitted.line, self.path)])
         if fitted != loaded.model:
+            both = zip(_numbers(loaded.model), _numbers(fitted), strict=True)
+            lowered = {now for was, now in both if now != was}
             self.log.warn(
-                "the limit of open files allows fewer connections than the default: max_connections is lowered (systemd: LimitNOFILE)"
-            )
+                "a process may open {limit} files here, which is too few for the default: max_connections of listeners that do not say it"
+                " is lowered from {default} to {now} (systemd: LimitNOFILE; or set max_connections)",
+                limit=self._descriptor_limit(), default=DEFAULT, now=", ".join(map(str, sorted(lowered))),
+            )  # fmt: skip
         self._try(fitted, loaded.text)
-        return Configuration(fitted, loaded.text, loaded.effective)
+        return Configuration(fitted, loaded.text, loaded.effective, tuple(map(str, loaded.warnings)))
 
     def _try(self, model: Model, text: str) -> None:
         """Run the file's own tests; `ConfigurationError` has the trace of each that fails."""
         try_tests(model, text, self.path)
+
+
+def _numbers(model: Model) -> list[int]:
+    return [listener.max_connections for listener in model.http] + [listener.max_connections for listener in model.tcp]
 
 
 def try_tests(model: Model, text: str, path: str) -> None:

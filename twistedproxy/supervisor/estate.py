@@ -23,10 +23,12 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import ServerFactory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from twistedproxy.errors import one_line
 
@@ -146,8 +148,12 @@ def tell_failure(wire: socket.socket, why: str) -> None:
         wire.sendall(json.dumps({"failed": one_line(why)}).encode() + b"\n")
 
 
+@implementer(IPushProducer)
 class Wire(LineOnlyReceiver):
     """One end of the wire; `on_word` gets each line, `on_lost` is called once when the other side is gone."""
+
+    is_behind = False
+    """The other side does not read what was said: what can wait should."""
 
     delimiter = b"\n"
     MAX_LENGTH = MAX_LINE_BYTES
@@ -166,6 +172,19 @@ class Wire(LineOnlyReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._on_lost()
+
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.registerProducer(self, True)  # type: ignore[attr-defined]
+
+    def pauseProducing(self) -> None:
+        self.is_behind = True
+
+    def resumeProducing(self) -> None:
+        self.is_behind = False
+
+    def stopProducing(self) -> None:
+        """The connection is lost, which `connectionLost` is told as well."""
 
     def say(self, word: Mapping[str, Any]) -> None:
         if self.transport is not None:

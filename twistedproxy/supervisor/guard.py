@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twistedproxy.config import undo
+from twistedproxy.config.control import Guarded
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ChangeRefused
 from twistedproxy.observability.metrics import BUCKETS_S
@@ -183,6 +184,11 @@ class Watch:
     before: Sample = field(default=NOTHING)
     """The minute before the change."""
 
+    @property
+    def shown(self) -> Guarded:
+        """For people."""
+        return Guarded(self.abort_if, self.until, MIN_REQUESTS, self.before.requests)
+
     def to_plain(self) -> dict[str, Any]:
         return {"abort_if": self.abort_if, "until": self.until, "before": self.before.to_plain()}
 
@@ -193,12 +199,19 @@ class Watch:
 
 
 class Guard:
-    """`statistics` gives running totals, `trip` gets the revision and the figures that condemn it."""
+    """`statistics` gives running totals, `trip` gets the revision and the figures that condemn it, `passed` how many requests did not."""
 
-    def __init__(self, seconds: Callable[[], float], statistics: Callable[[], Mapping[str, Any]], trip: Callable[[int, str], None]) -> None:
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        statistics: Callable[[], Mapping[str, Any]],
+        trip: Callable[[int, str], None],
+        passed: Callable[[int, int], None] = lambda revision, requests: None,
+    ) -> None:
         self._seconds = seconds
         self._statistics = statistics
         self._trip = trip
+        self._passed = passed
         self._past: deque[Mapping[str, Any]] = deque(maxlen=BASELINE_S // NOTED_EVERY_S)
         self._note_at = seconds()
         self._watched: dict[int, _Watched] = {}
@@ -219,6 +232,9 @@ class Guard:
         start = sample(self._statistics(), scope)
         self._watched[revision] = _Watched(parse(text), scope, before, start, self._seconds() + for_s)
 
+    def watches(self, revision: int) -> bool:
+        return revision in self._watched
+
     def forget(self, revision: int) -> None:
         self._watched.pop(revision, None)
 
@@ -233,9 +249,11 @@ class Guard:
             self._note_at = now + NOTED_EVERY_S
             self._past.append({name: statistics[name] for name in _TABLES})
         for revision, watched in tuple(self._watched.items()):
-            figures = tripped(watched.conditions, watched.baseline, sample(statistics, watched.scope).since(watched.start))
+            since = sample(statistics, watched.scope).since(watched.start)
+            figures = tripped(watched.conditions, watched.baseline, since)
             if figures:
                 del self._watched[revision]
                 self._trip(revision, figures)
             elif now > watched.until:
                 del self._watched[revision]
+                self._passed(revision, since.requests)

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from twistedproxy import __version__
 from twistedproxy.errors import one_line
-from twistedproxy.supervisor.estate import Estate, Wire
+from twistedproxy.supervisor.estate import Wire
 
 ORPHANS_S = 6.0
 """Workers without supervisor end within 5 s."""
@@ -53,9 +53,8 @@ class Heir:
 
     log = Logger()
 
-    def __init__(self, reactor: Any, estate: Estate, house: House) -> None:
+    def __init__(self, reactor: Any, house: House) -> None:
         self._reactor = reactor
-        self._estate = estate
         self._house = house
         self.wire = Wire(self._heard, self._lost)
         self.has_moved_in = False

@@ -36,6 +36,7 @@ from twistedproxy.supervisor import records
 from twistedproxy.supervisor.guard import Watch
 from twistedproxy.supervisor.overrides import Override, Overrides, Superseded, overrides_of
 from twistedproxy.supervisor.records import Corrupt, Parsed, Record
+from twistedproxy.supervisor.state_dir import corrupt_name
 
 KEPT_ENTRIES = 10_000
 """Entries answered from memory by `entries`; the files keep all."""
@@ -216,12 +217,7 @@ class Journal:
 
     def _set_aside(self, data: bytes, why: Corrupt) -> int:
         """Keep the unreadable file for people to look at; returns the highest revision that can be read in it."""
-        stamp = datetime.fromtimestamp(self._wall(), UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = f"{self.path}.corrupt-{stamp}"
-        number = 1
-        while os.path.exists(aside):
-            number += 1
-            aside = f"{self.path}.corrupt-{stamp}-{number}"
+        aside = corrupt_name(self.path, self._wall())
         os.rename(self.path, aside)
         sync_directory(os.path.dirname(self.path))
         revision = 0
@@ -333,7 +329,8 @@ class Journal:
 
     def _made(self, model: Model, change: Change, by: str, reason: str, note: Note) -> tuple[Record, bytes]:
         described = changes.describe(model, change) if note.described is None else note.described
-        entry = Entry(self.revision + 1, self._now(), by, one_line(reason), described, confirm_by=note.confirm_by)
+        guard = None if note.guard is None else note.guard.shown
+        entry = Entry(self.revision + 1, self._now(), by, one_line(reason), described, confirm_by=note.confirm_by, guard=guard)
         backwards = undo.inverse(model, change)
         is_config = isinstance(change, ReplaceConfig)
         record = Record(

@@ -154,7 +154,7 @@ class Operations:
         entry = await self._journal.append(before, change, by=terms.by, reason=terms.reason, note=note)
         acks = self._plane.commit(model, entry.revision, changes.to_plain(change))
         self._committed(entry, terms)
-        return Applied(entry.revision, 0, 0, confirm_by=entry.confirm_by), acks
+        return Applied(entry.revision, 0, 0, confirm_by=entry.confirm_by, guard=entry.guard), acks
 
     async def _previewed(self, model: Model, described: tuple[Mapping[str, Any], ...], change: Change | None, **more: Any) -> Applied:
         before = self._plane.model
@@ -215,6 +215,7 @@ class Operations:
             raise ChangeRefused(409, "this proxy runs without a configuration file")
         self._check_file_is_free()
         configured, notes = keep_what_needs_a_restart(old.model, wanted.model)
+        notes += wanted.warnings
         model, superseded = self._journal.lay_over(configured, revived)
         words = tuple(str(each) for each in superseded if not each.is_agreement)
         described = {"kind": "replace_config", "changes": shown.compare(old.effective, wanted.effective)}
@@ -245,7 +246,8 @@ class Operations:
         self._committed(entry, terms)
         for word in words:
             self.log.warn("the configuration file has overtaken a live change: {what}", what=word)
-        return Applied(entry.revision, 0, 0, superseded=words, notes=notes, confirm_by=entry.confirm_by), acks, done
+        wanted.warn()
+        return Applied(entry.revision, 0, 0, superseded=words, notes=notes, confirm_by=entry.confirm_by, guard=entry.guard), acks, done
 
     def _check_file_is_free(self) -> None:
         if self.is_file_busy:
@@ -310,9 +312,10 @@ class Operations:
         self._check_open()
         async with self._lock:
             self._check_open()
-            if all(entry.revision != revision for entry in self._journal.unconfirmed()):
-                waiting = ", ".join(str(entry.revision) for entry in self._journal.unconfirmed()) or "none"
-                raise ChangeRefused(409, f"revision {revision} does not wait for confirmation; these do: {waiting}")
+            waiting = self._probation.waiting()
+            if revision not in waiting:
+                these = ", ".join(map(str, waiting)) or "none"
+                raise ChangeRefused(409, f"revision {revision} does not wait for confirmation and is not watched; these do: {these}")
             await self._journal.confirm(revision, by)
             self._probation.settled(revision)
         self.log.info("revision {revision} is confirmed by {by}", revision=revision, by=by)

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twistedproxy.config.control import Entry, Terms
 from twistedproxy.config.model import Model
 from twistedproxy.errors import ChangeRefused
-from twistedproxy.supervisor.guard import Guard, Watch, scope_of
+from twistedproxy.supervisor.guard import MIN_REQUESTS, Guard, Watch, scope_of
 from twistedproxy.supervisor.journal import ChangeLog, Note, rfc3339
 from twistedproxy.supervisor.pending import Pending
 
@@ -58,7 +58,7 @@ class Probation:
         self._undo = undo
         self._confirm = confirm
         self._pending = Pending(reactor, self._ran_out)
-        self._guard = Guard(reactor.seconds, plane.statistics, self._take_back)
+        self._guard = Guard(reactor.seconds, plane.statistics, self._take_back, self._passed)
         self.each_second = self._guard.look
         self._ways_back: dict[int, str] = {}
         """Why revisions are to be taken back that could not be yet."""
@@ -101,6 +101,12 @@ class Probation:
             scope = scope_of(record.apply, self._plane.model)
             self._guard.watch(entry.revision, record.guard.abort_if, within or GUARD_S, scope, record.guard.before)
 
+    def waiting(self) -> list[int]:
+        """The revisions that something may still happen to by itself, so that a confirmation means something."""
+        unconfirmed = {entry.revision for entry in self._journal.unconfirmed()}
+        guarded = {record.entry.revision for record in self._journal.guarded()}
+        return sorted(unconfirmed | {revision for revision in guarded if self._guard.watches(revision) or revision in self._ways_back})
+
     def settled(self, revision: int) -> None:
         """It is confirmed, or undone: nothing happens to it by itself any more."""
         self._pending.forget(revision)
@@ -110,6 +116,12 @@ class Probation:
     def wants_back(self, revision: int) -> bool:
         """Asked when its turn has come: a confirmation may have been first."""
         return revision in self._ways_back
+
+    def _passed(self, revision: int, requests: int) -> None:
+        said = "revision {revision} was watched and is kept: {n} requests since, and no condition was true"
+        if requests < MIN_REQUESTS:
+            said = "revision {revision} was watched, and nothing could be judged: {n} requests since, at least {least} are needed"
+        self.log.info(said, revision=revision, n=requests, least=MIN_REQUESTS)
 
     def _ran_out(self, revision: int) -> None:
         self._take_back(revision, self._ways_back.get(revision, "not confirmed in time"))

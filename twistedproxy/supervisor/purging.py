@@ -6,10 +6,14 @@ How it works
     takes the old one's place. Purges that come while it is being written go into the next writing together.
 
     What counts and for how long is `http.cache.purges`, the same for us and for the workers.
+
+    A file that cannot be read is set aside, and one that says "everything until now" takes its place before that: whatever it said, nothing
+    is given again that somebody took back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -23,12 +27,15 @@ from twistedproxy.config import plain
 from twistedproxy.config.changes import CachePurged
 from twistedproxy.errors import ChangeRefused, one_line
 from twistedproxy.http.cache.purges import KEPT_S, Purge, Purges, spelled
-from twistedproxy.supervisor.journal import rfc3339
+from twistedproxy.supervisor.journal import rfc3339, sync_directory
+from twistedproxy.supervisor.state_dir import corrupt_name
 
 FILE = "purges.json"
 FORMAT = 1
 KINDS = ("url", "prefix", "tag", "all")
 SHOWN = 50
+MAX_SAID = 500
+"""Characters that are kept of who purged and why."""
 MOST_AHEAD_S = 86400.0
 """How far the clock may have been set back with purges still covering what was kept before that."""
 
@@ -64,15 +71,17 @@ class Purging:
         self._tellers = tellers
         self._publish = publish
         self._purges = Purges()
+        self._told: dict[tuple[str, str, bool], tuple[str, str]] = {}
+        """Who purged it and why, by `_key`: for people, so workers are not told."""
         self._waiting: list[tuple[Purge, Deferred[None]]] = []
         self._is_writing = False
         self._latest = 0.0
         self.counts: Counter[str] = Counter()
         """Purges by kind, since the start."""
 
-    def start(self) -> None:
-        """What earlier supervisors were told still counts."""
-        for seen in self._read():
+    def start(self, *, is_ours: bool = True) -> None:
+        """What earlier supervisors were told still counts. `is_ours`: no other supervisor writes the file, so that we may."""
+        for seen in self._read(is_ours):
             self._purges.add(Purge(seen.by, seen.what, seen.at, seen.is_soft))
         self._purges.forget_before(self._wall() - KEPT_S)
         self._tellers.keep_purges(list(map(_observation, self._purges)))
@@ -99,7 +108,11 @@ class Purging:
     def shown(self) -> list[dict[str, Any]]:
         """The latest ones, newest first."""
         latest = sorted(self._purges, key=lambda purge: -purge.at)[:SHOWN]
-        return [{"at": rfc3339(purge.at), "by": purge.by, "what": purge.what, "soft": purge.is_soft} for purge in latest]
+        return [
+            {"at": rfc3339(purge.at), "by": purge.by, "what": purge.what, "soft": purge.is_soft, "who": who, "reason": reason}
+            for purge in latest
+            for who, reason in (self._told.get(_key(purge), ("", "")),)
+        ]
 
     def __len__(self) -> int:
         return len(self._purges)
@@ -108,10 +121,19 @@ class Purging:
         """Do as ``{"url" | "prefix" | "tag": TEXT or "all": true, "soft", "reason", "by"}`` says; `ChangeRefused` says why not."""
         by, what = _wanted(arguments)
         purge = Purge(by, what, self._now(), bool(arguments.get("soft", False)))
-        await self._keep(purge)
+        who, reason = str(arguments.get("by", "")), str(arguments.get("reason", ""))
+        before = self._told.get(_key(purge))
+        self._told[_key(purge)] = one_line(who)[:MAX_SAID], one_line(reason)[:MAX_SAID]
+        try:
+            await self._keep(purge)
+        except ChangeRefused:
+            self._told.pop(_key(purge), None)
+            if before is not None:
+                self._told[_key(purge)] = before
+            raise
         self.counts[by] += 1
         total, behind = await self._tellers.reach()
-        return self._done(purge, str(arguments.get("by", "")), str(arguments.get("reason", "")), total, behind)
+        return self._done(purge, who, reason, total, behind)
 
     def _done(self, purge: Purge, who: str, reason: str, total: int, behind: list[int]) -> dict[str, Any]:
         named = purge.by if purge.by == "all" else f"{purge.by} {purge.what}"
@@ -152,6 +174,8 @@ class Purging:
             refused = await self._written(after)
             if refused is None:
                 self._purges = after
+                kept_keys = {_key(purge) for purge in after} | {_key(purge) for purge, _ in self._waiting}
+                self._told = {key: told for key, told in self._told.items() if key in kept_keys}
                 self._tellers.keep_purges(list(map(_observation, after)))
             for _, kept in batch:
                 kept.callback(None) if refused is None else kept.errback(refused)
@@ -174,19 +198,25 @@ class Purging:
         """In a thread. The file is whole at every moment."""
         if not self._path:
             return
-        fresh = f"{self._path}.new"
-        with open(fresh, "w", encoding="utf-8", opener=_for_us) as file:
-            json.dump({"purges": FORMAT, "all": [plain.encode(_observation(purge)) for purge in purges]}, file, separators=(",", ":"))
+        self._write_fresh(purges)
+        os.replace(self._fresh, self._path)
+        sync_directory(os.path.dirname(self._path))
+
+    @property
+    def _fresh(self) -> str:
+        return f"{self._path}.new"
+
+    def _write_fresh(self, purges: Purges) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._fresh)  # it may be another user's, who ran the proxy once
+        with open(self._fresh, "w", encoding="utf-8", opener=_for_us) as file:
+            what = [plain.encode(_observation(purge)) for purge in purges]
+            told = [self._told.get(_key(purge), ("", "")) for purge in purges]
+            json.dump({"purges": FORMAT, "all": what, "told": told}, file, separators=(",", ":"))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, self._path)
-        directory = os.open(os.path.dirname(self._path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
-    def _read(self) -> list[CachePurged]:
+    def _read(self, is_ours: bool) -> list[CachePurged]:
         if not self._path:
             return []
         try:
@@ -194,17 +224,52 @@ class Purging:
                 found = json.load(file)
             if not isinstance(found, dict) or found.get("purges") != FORMAT or not isinstance(found.get("all"), list):
                 raise ValueError(f"it is no list of purges of format {FORMAT}")
-            return [plain.decode(CachePurged, each) for each in found["all"]]
+            purges = [plain.decode(CachePurged, each) for each in found["all"]]
+            told = found.get("told")
+            if isinstance(told, list) and len(told) == len(purges):  # other versions may not say it
+                self._told = {(p.by, p.what, p.is_soft): plain.decode(tuple[str, str], t) for p, t in zip(purges, told, strict=True)}
+            return purges
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, RecursionError) as e:
             # What was purged is not known: then it must be everything.
-            self.log.error("{path} cannot be read, everything in the cache counts as purged: {why}", path=self._path, why=str(e))
-            return [CachePurged("all", "", self._now())]
+            everything = Purge("all", "", self._now())
+            self._told = {_key(everything): ("revproxy", f"{FILE} could not be read")}
+            if is_ours:
+                self._set_aside(everything, e)
+            return [_observation(everything)]
+
+    def _set_aside(self, everything: Purge, why: Exception) -> None:
+        """Keep what cannot be read for people to look at. The new file comes first: none at all would forget purges."""
+        means = (
+            "{path} cannot be read ({why}): which answers were purged is not known. So EVERYTHING in the cache that is older than this"
+            " start counts as purged, the servers are asked anew, and nothing that was purged is given again."
+        )
+        purges = Purges()
+        purges.add(everything)
+        aside = corrupt_name(self._path, everything.at)
+        try:
+            self._write_fresh(purges)
+            try:
+                os.link(self._path, aside)  # so that there is one at every moment
+            except OSError:
+                os.rename(self._path, aside)  # a directory, another user's file, or no links there
+            os.replace(self._fresh, self._path)
+            sync_directory(os.path.dirname(self._path))
+        except OSError as e:
+            more = " It could not be set aside ({failed}): purges may be refused until {path} is taken away by hand."
+            self.log.critical(means + more, path=self._path, why=str(why), failed=str(e))
+            return
+        more = " It is set aside as {aside}; there is nothing to do but to find out what damaged it."
+        self.log.critical(means + more, path=self._path, why=str(why), aside=aside)
 
 
 def _for_us(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _key(purge: Purge) -> tuple[str, str, bool]:
+    return purge.by, purge.what, purge.is_soft
 
 
 def _observation(purge: Purge) -> CachePurged:

@@ -112,7 +112,9 @@ def settle(records: Any, revision: int, undone_by: int | None = None) -> None:
     """Note in the record of `revision` that it is confirmed, or undone: either way it does not wait any more."""
     for index, record in enumerate(records):
         if record.entry.revision == revision:
-            records[index] = replace(record, entry=replace(record.entry, undone_by=undone_by, confirm_by=None), guard=None)
+            watched = None if undone_by is None else record.entry.guard
+            entry = replace(record.entry, undone_by=undone_by, confirm_by=None, guard=watched)
+            records[index] = replace(record, entry=entry, guard=None)
 
 
 def _integer(value: Any) -> int:
@@ -135,7 +137,9 @@ def _record(line: Mapping[str, Any], after: int) -> tuple[Record, str | None]:
     if inverse is not None:
         changes.from_plain(inverse)
     text = made.text if isinstance(made, changes.ReplaceConfig) else None
-    entry = Entry(revision, line["at"], line["by"], line["reason"], line["change"], confirm_by=line.get("confirm_by"))
+    guard = Watch.from_plain(line["guard"]) if "guard" in line else None
+    shown = None if guard is None else guard.shown
+    entry = Entry(revision, line["at"], line["by"], line["reason"], line["change"], confirm_by=line.get("confirm_by"), guard=shown)
     record = Record(
         entry,
         {"kind": "replace_config"} if text is not None else line["apply"],
@@ -143,7 +147,7 @@ def _record(line: Mapping[str, Any], after: int) -> tuple[Record, str | None]:
         tuple(Override.from_plain(o) for o in line["overrides"]),
         tuple(Override.from_plain(o) for o in line.get("superseded", ())),
         line.get("undoes"),
-        Watch.from_plain(line["guard"]) if "guard" in line else None,
+        guard,
     )
     return record, text
 

@@ -153,6 +153,8 @@ class Supervisor(Service):
         self._started = self._reactor.seconds()
         for superseded in self._superseded:
             self.log.warn("the configuration file has overtaken a live change: {what}", what=str(superseded))
+        if self.operations.current is not None:
+            self.operations.current.warn()
         self.caching.start()
         self._fleet.start()
         self._observed.start()

@@ -5,10 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from datetime import UTC, datetime
 
 from twistedproxy.errors import Problem
 
 LOCK_NAME = "lock"
+
+
+def corrupt_name(path: str, at: float) -> str:
+    """The free name that the unreadable file `path` gets at the moment `at` (wall clock, seconds)."""
+    first = aside = f"{path}.corrupt-{datetime.fromtimestamp(at, UTC).strftime('%Y%m%dT%H%M%SZ')}"
+    number = 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = f"{first}-{number}"
+    return aside
 
 
 class StateDir:

@@ -257,10 +257,11 @@ class Upgrade:
         self._say({"main": True})
 
     def tell(self, connections: int, statistics: Callable[[], Mapping[str, Any]]) -> None:
-        """Each second; while draining the successor is told, to show it."""
+        """Each second; while draining the successor is told, to show it. One that hangs is told when it reads again: totals can wait."""
         if self.state is State.DRAINING and self._successor is not None:
             self._facts["connections"] = connections
-            self._say({"draining": connections, "statistics": statistics()})
+            if self._wire is not None and not self._wire.is_behind:
+                self._say({"draining": connections, "statistics": statistics()})
 
     def _say(self, word: Mapping[str, Any]) -> None:
         if self._wire is not None:

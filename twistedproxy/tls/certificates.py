@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID, NameOID
@@ -39,6 +40,8 @@ class Choice:
     context: SSL.Context
     demands: Demands
     asks_for_certificate: bool
+    told: dict[tuple[int, str], Any] = field(default_factory=dict, compare=False, repr=False)
+    """By version and name: the `ClientTls` of clients without a certificate of their own, which are all alike."""
 
 
 @dataclass(slots=True)

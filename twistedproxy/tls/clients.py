@@ -34,11 +34,15 @@ _KINDS: dict[type, str] = {x509.DNSName: "DNS", x509.RFC822Name: "email", x509.U
 
 def client_tls(tls: SSL.Connection, name: str, choice: Choice) -> ClientTls:
     """After the handshake."""
-    version = tls.get_protocol_version_name()
-    certificate = tls.get_peer_certificate(as_cryptography=True) if choice.asks_for_certificate else None
-    if certificate is None:
-        return ClientTls(version, name, choice.demands)
-    return ClientTls(version, name, choice.demands, *facts_of(certificate))
+    if not choice.asks_for_certificate:
+        version = tls.get_protocol_version()
+        known: ClientTls | None = choice.told.get((version, name))
+        if known is None:
+            known = choice.told[version, name] = ClientTls(tls.get_protocol_version_name(), name, choice.demands)
+        return known
+    certificate = tls.get_peer_certificate(as_cryptography=True)
+    facts = facts_of(certificate) if certificate is not None else ()
+    return ClientTls(tls.get_protocol_version_name(), name, choice.demands, *facts)
 
 
 def facts_of(certificate: x509.Certificate) -> tuple[str, tuple[str, ...], str]:

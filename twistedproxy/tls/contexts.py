@@ -12,10 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
+
+from twistedproxy.tls.accepting import ServerContext
 
 CIPHERS_1_2 = (
     b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
@@ -23,6 +26,9 @@ CIPHERS_1_2 = (
 )
 VERSIONS = {"1.2": SSL.TLS1_2_VERSION, "1.3": SSL.TLS1_3_VERSION}
 _OPTIONS = SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION
+_NO_AUTO_CHAIN = 8
+"""SSL_MODE_NO_AUTO_CHAIN, which pyOpenSSL has no name for: the chain is what the file holds; it is not looked for in each handshake."""
+_C = TypeVar("_C", bound=SSL.Context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +42,7 @@ class Pair:
         return f"<Pair of {len(self.chain)} bytes of certificates and a key>"
 
 
-def _context(min_version: str) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_METHOD)
+def _prepare(context: _C, min_version: str) -> _C:
     context.set_options(_OPTIONS)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_min_proto_version(VERSIONS[min_version])
@@ -63,22 +68,14 @@ def _trust(context: SSL.Context, bundle: bytes) -> list[x509.Certificate]:
     return authorities
 
 
-def server_context(pair: Pair, protocols: Sequence[bytes], *, client_ca: bytes = b"", min_version: str = "1.2") -> SSL.Context:
+def server_context(pair: Pair, protocols: Sequence[bytes], *, client_ca: bytes = b"", min_version: str = "1.2") -> ServerContext:
     """For connections that clients make. `protocols`: what we speak, the best first. With `client_ca` they must show a certificate."""
-    context = _context(min_version)
+    context = _prepare(ServerContext(SSL.TLS_METHOD), min_version)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_mode(_NO_AUTO_CHAIN)
     context.set_session_id(hashlib.sha256(pair.chain + client_ca).digest())
     _use(context, pair)
-    offered = tuple(protocols)
-
-    def select(connection: SSL.Connection, theirs: list[bytes]) -> bytes | SSL._NoOverlappingProtocols:
-        for ours in offered:
-            if ours in theirs:
-                return ours
-        return SSL.NO_OVERLAPPING_PROTOCOLS
-
-    if offered:
-        context.set_alpn_select_callback(select)
+    context.speak(protocols)
     if client_ca:
         authorities = _trust(context, client_ca)
         for authority in authorities:
@@ -92,7 +89,7 @@ def client_context(ca: bytes | None, pair: Pair | None, protocols: Sequence[byte
 
     Verification is switched on by who uses it, with a callback of its own (`peers.ServerTls`).
     """
-    context = _context("1.2")
+    context = _prepare(SSL.Context(SSL.TLS_METHOD), "1.2")
     if ca is None:
         context.set_default_verify_paths()
     else:

@@ -69,6 +69,7 @@ class FindingTests(CachingCase):
         """What is no copy of ours is removed, and a miss."""
         worker = self.worker()
         self.fill(worker)
+        worker.client(self.get()).response()
         (key,) = worker.store._held
         worker.store.put(key, b"nonsense", b"body")
         self.assertEqual(self.fill(worker, b"new").body, b"new")
@@ -87,28 +88,28 @@ class RememberingTests(CachingCase):
         for status, seconds in ((b"200 OK", PASSED_ON_FOR_S), (b"404 X", PASSED_ON_AFTER_ERROR_S)):
             worker = self.worker()
             self.fill(worker, b"", b"Cache-Control: private", status=status)
-            (key,) = worker.cache._passed_on
-            self.assertTrue(worker.cache.is_passed_on(key))
+            (key,) = worker.cache.passed_on.keys
+            self.assertTrue(worker.cache.passed_on.why(key))
             self.bed.travel(seconds - 0.5)
-            self.assertTrue(worker.cache.is_passed_on(key))
+            self.assertTrue(worker.cache.passed_on.why(key))
             self.bed.travel(1)
-            self.assertFalse(worker.cache.is_passed_on(key))
-            self.assertEqual(worker.cache._passed_on, {})
+            self.assertFalse(worker.cache.passed_on.why(key))
+            self.assertEqual(worker.cache.passed_on.keys, {})
 
     def test_memories_are_bounded(self) -> None:
         """However many keys somebody makes up."""
         self.patch(cache_module, "MOST_PASSED_ON", 10)
         worker = self.worker()
         for n in range(100):
-            worker.cache.believe_passed_on(b"%d" % n)
+            worker.cache.passed_on.believe(b"%d" % n)
             worker.cache.distrust(b"%d" % n)
-        self.assertLessEqual(len(worker.cache._passed_on) + len(worker.cache._distrusted), 20)
+        self.assertLessEqual(len(worker.cache.passed_on.keys) + len(worker.cache._distrusted), 20)
 
     def test_a_request_of_one_user_says_nothing_about_the_others(self) -> None:
         """After an answer to credentials, which is not kept, that of the next client without them is."""
         worker = self.worker()
         self.fill(worker, b"mine", FRESH, asks=(b"Authorization: Basic eA==",))
-        self.assertEqual(worker.cache._passed_on, {})
+        self.assertEqual(worker.cache.passed_on.keys, {})
         self.fill(worker, b"all", FRESH)
         self.assertEqual(worker.ask().body, b"all")
 
@@ -123,7 +124,7 @@ class RememberingTests(CachingCase):
         self.assertEqual(set(worker.cache._scopes["s"]), {b"s / web", b"s /s a", b"s /s b", b"s rules[0] r"})
         spec = RouteCache(ttl_s=5.0, stale_if_error_s=7.0, negative=((404, 3.0),))
         settings = worker.cache.settings_of(spec)
-        self.assertIs(worker.cache.settings_of(RouteCache(ttl_s=5.0, stale_if_error_s=7.0, negative=((404, 3.0),))), settings)
+        self.assertIs(worker.cache.settings_of(spec), settings)
         self.assertEqual((settings.ttl_s, settings.stale_if_error_s, settings.negative, settings.heuristics), (5.0, 7.0, {404: 3.0}, False))
 
     def test_invalidation_reaches_other_routes_and_locations(self) -> None:

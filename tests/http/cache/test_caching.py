@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from cache_workers import FRESH, CachingCase
 
+from twistedproxy.config.model import Cache as CacheSpec
 from twistedproxy.config.model import Retry, RouteCache, Timeouts
 from twistedproxy.http.cache import policy
 
@@ -186,7 +188,7 @@ class FreshnessTests(CachingCase):
         self.bed.travel(61)
         for method in (b"GET", b"HEAD"):
             for primary in list(worker.store._held):
-                worker.cache.believe_passed_on(primary)
+                worker.cache.passed_on.believe(primary)
             client = worker.client(method + b" /x HTTP/1.1\r\nHost: example.com\r\n\r\n")
             server = worker.origin.accept()
             server.request()
@@ -257,6 +259,53 @@ class SafetyTests(CachingCase):
                 self.assertEqual(self.fill(worker, b"mine", *lines, path=path, asks=asks).body, b"mine")
                 asked += 1
         self.assertEqual(worker.origin.count, asked)
+
+    def test_stored_is_said_of_what_is_stored_and_else_why_not(self) -> None:
+        """Also of the second private answer, of what was purged or made untrue on its way, and of what neither memory nor disk takes."""
+        worker = self.worker(spec=CacheSpec(self.directory, max_object=3_000_000))
+
+        def told(got: Any) -> bytes:
+            told: bytes = got.get(b"Cache-Status")
+            return told
+
+        def meanwhile(path: bytes, happens: Any, body: bytes = b"body") -> Any:
+            client = worker.client(self.get(path=path))
+            server = worker.origin.accept()
+            server.request()
+            happens()
+            server.send(self.answer(body))
+            got = client.response()
+            server.close()
+            self.bed.until(lambda: not any(server.idle for server in worker.pool.servers), "the idle connection to be gone")
+            return got
+
+        self.assertIn(b"; stored; ", told(self.fill(worker)))
+        for _ in range(2):
+            answer = self.fill(worker, b"mine", b"Cache-Control: private", path=b"/p")
+            self.assertEqual(told(answer), b"revproxy; fwd=uri-miss; fwd-status=200; detail=private")
+        for body in (b"body", b"x" * 1_000_000):
+            path = b"/%d" % len(body)
+            purged = meanwhile(path, lambda: worker.cache.purge("all", "", worker.wall(), is_soft=False), body)
+            self.assertRegex(told(purged), rb"^revproxy; fwd=uri-miss; fwd-status=200; ttl=\d+; detail=purged$")
+            made_untrue = meanwhile(path, lambda: worker.cache.forget(next(iter(worker.cache.fills))), body)
+            self.assertRegex(told(made_untrue), rb"; ttl=\d+; detail=invalidated$")
+            self.bed.travel(1)
+            self.assertIn(b"; stored; ", told(self.fill(worker, body, path=path)))
+        for _ in range(2):
+            self.assertIn(b"detail=too-large", told(self.fill(worker, b"x" * 3_000_001, path=b"/large")))
+        worker.store.arena = None
+        self.assertIn(b"; stored; ", told(self.fill(worker, path=b"/disk")), "on disk only")
+        self.patch(worker.store.disk, "writer", lambda key, meta: None)
+        for body in (b"body", b"x" * 1_000_000):
+            self.assertIn(b"detail=store-failed", told(self.fill(worker, body, path=b"/full/%d" % len(body))))
+
+    def test_what_varies_is_found_again_where_memory_takes_nothing(self) -> None:
+        """As in a worker that drains: both the answer and the list of its variants are on disk then."""
+        worker = self.worker()
+        assert worker.arena is not None
+        self.patch(worker.arena, "put", lambda *_: None)
+        self.fill(worker, b"varied", FRESH, b"Vary: Accept-Language")
+        self.assertEqual(worker.ask().body, b"varied")
 
     def test_ca_06_an_error_is_not_kept_and_does_not_last(self) -> None:
         """CA-06: a 400 that one request provoked is not what the next one gets, and soon answers are kept again."""

@@ -92,6 +92,28 @@ class StoringTests(DiskTestCase):
         self.assertIsNone(self.disk.open(KEY))
         self.assertFalse(self.disk.has(KEY, b"new", 8))
 
+    def test_a_file_that_is_held_open_is_looked_at_before_it_is_sent(self) -> None:
+        """Good, and used now; damaged; cut off; removed."""
+        self.disk.write(KEY, b"m", b"x" * 5000)
+        reader = self.opened()
+        self.assertTrue(reader.is_ready(self.now))
+        self.now += 100
+        self.assertTrue(reader.is_ready(self.now))
+        self.assertEqual(self.path().stat().st_atime, self.now)
+        os.truncate(self.path(), 3000)
+        self.assertFalse(reader.is_ready(self.now) or reader.is_linked)
+        self.disk.write(KEY, b"m", b"y" * 5000)
+        reader = self.opened()
+        with self.path().open("r+b") as file:
+            file.seek(4000)
+            file.write(b"spoilt")
+        self.assertEqual([reader.is_ready(self.now), reader.is_ready(self.now), self.disk.corrupt], [False, False, 1])
+        self.disk.write(KEY, b"m", b"z" * 5000)
+        reader = self.opened()
+        self.assertTrue(reader.is_ready(self.now))
+        self.disk.remove(KEY)
+        self.assertFalse(reader.is_ready(self.now))
+
     def test_files_are_private_and_the_last_reference_closes_them(self) -> None:
         self.disk.write(KEY, b"m", b"x")
         self.assertEqual(self.path().stat().st_mode & 0o777, 0o600)

@@ -157,7 +157,7 @@ class HerdTests(CachingCase):
         self.pour(server, data, fast, slow)
         self.assertTrue(fast.response().body == body)
         self.assertTrue(slow.response().body == body)
-        self.assertIsNone(worker.cache.find(next(iter(worker.cache._passed_on)), self.fakes.request_head(self.get()))[1])
+        self.assertIsNone(worker.cache.find(next(iter(worker.cache.passed_on.keys)), self.fakes.request_head(self.get()))[1])
         self.assertEqual(os.listdir(os.path.join(self.directory, "fills")), [])
 
     def test_the_disk_is_full(self) -> None:

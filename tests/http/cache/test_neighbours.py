@@ -72,7 +72,7 @@ class FollowingTests(CachingCase):
         other.request()
         other.send(self.answer(b"yours", b"Cache-Control: private"))
         self.assertEqual(follower.response().body, b"yours")
-        self.assertEqual(len(second.cache._passed_on), 1)
+        self.assertEqual(len(second.cache.passed_on.keys), 1)
 
     def test_an_endless_answer_that_may_not_be_kept(self) -> None:
         """While one worker passes an event stream on, the other's clients do not wait for it."""
@@ -91,7 +91,7 @@ class FollowingTests(CachingCase):
             self.assertEqual(client.response().body, b"mine")
             other.close()
             self.bed.until(lambda: not any(one.idle for one in second.pool.servers), "the idle connection to be gone")
-        self.assertEqual(len(second.cache._passed_on), 1)
+        self.assertEqual(len(second.cache.passed_on.keys), 1)
         self.assertLess(self.bed.loop.seconds() - began, SILENCE_S)
         leader.reset()
 
@@ -193,6 +193,7 @@ class FollowingTests(CachingCase):
         """A site with many routes needs few words for an unsafe request."""
         first, second = self.two()
         self.fill(second)
+        second.client(self.get()).response()
         (key,) = second.store._held
         forgotten: list[bytes] = []
         self.patch(second.cache, "forget", forgotten.append)

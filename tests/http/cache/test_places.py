@@ -43,6 +43,17 @@ class PlacesTests(SynchronousTestCase):
         self.assertGreaterEqual(other.corrupt, 3)
         self.assertIsNone(other.find(key(64)), "its cell was cleared")
 
+    def test_a_quick_look_never_overlooks(self) -> None:
+        """Where nothing was put, a look at the index nearly always says so; where something was, it never does."""
+        arena, other = self.owned(), self.open()
+        for n in range(300):
+            arena.put(key(n), b"m", b"x")
+        self.assertFalse(any(other.is_vacant(other.spot(key(n))) for n in range(300)))
+        self.assertGreater(sum(other.is_vacant(other.spot(key(n))) for n in range(1000, 1300)), 290)
+        spot = other.spot(key(1000))
+        arena.put(key(1000), b"m", b"x")
+        self.assertFalse(other.is_vacant(spot))
+
     def test_nothing_in_the_index_can_make_it_read_outside(self) -> None:
         """Cells filled with random numbers by somebody else: misses, no error."""
         arena = self.owned()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from types import SimpleNamespace
 from typing import Any
 
 from cache_workers import FRESH, CachingCase, Worker
 
 from twistedproxy.config.model import Compression, Use
-from twistedproxy.http.cache import cache, keys, ready
+from twistedproxy.http.cache import cache, keys, ready, store
+from twistedproxy.http.cache.entries import Entry
+from twistedproxy.http.cache.files import BLOCK
+from twistedproxy.http.cache.stored import Stored
 
 ETAG = b'ETag: "1"'
 VARY = b"Vary: Accept-Encoding"
@@ -48,6 +53,91 @@ class ReadyTests(CachingCase):
                 self.assertEqual((short.start, short.fields, short.body), (long.start, long.fields, long.body), (path, conditions))
         self.assertEqual(worker.origin.count, 2)
         self.assertEqual(worker.counted(), {"miss": 2, "hit": 18})
+
+    def test_large_answers(self) -> None:
+        """From a file too: the same bytes, short or long, whether one block or several, one variant of several, or a 304."""
+        worker = self.worker()
+        for path, size, lines in ((b"/large", 300_000, (FRESH, ETAG)), (b"/varied", 2 * BLOCK + 5, (FRESH, ETAG, VARY))):
+            body = os.urandom(size)
+            self.fill(worker, body, *lines, path=path, asks=(b"Accept-Encoding: gzip",))
+            self.ask(worker, b"Accept-Encoding: gzip", path=path, short=False)
+            for conditions, is_whole in (((), True), ((b'If-None-Match: "1"',), False), ((b'If-None-Match: "2"',), True)):
+                asked = (b"Accept-Encoding: gzip", *conditions)
+                long, short = (self.ask(worker, *asked, path=path, short=each) for each in (False, True))
+                self.assertEqual((short.start, short.fields), (long.start, long.fields), (path, conditions))
+                self.assertTrue(short.body == long.body == (body if is_whole else b""))
+            self.assertEqual(self.bed.logged(len(self.took)).bytes_sent, size)
+            for line, method, status in ((b"Range: bytes=1-2", b"GET", 206), (b"X-Nothing: x", b"HEAD", 200)):
+                got = worker.ask(b"Accept-Encoding: gzip", line, path=path, method=method)
+                self.assertEqual((got.status, self.took[-1]), (status, False))
+        self.assertEqual(worker.origin.count, 2)
+
+    def test_files_that_are_not_what_they_were(self) -> None:
+        """Removed by another worker, cut off, damaged, renewed by another worker, not held open any more: never the old bytes or fields."""
+        self.patch(store, "MOST_OPEN", 1)
+        worker, other = self.two()
+        body = os.urandom(300_000)
+
+        def filled(path: bytes) -> str:
+            before = set(self.files())
+            self.fill(worker, body, FRESH, ETAG, path=path)
+            for short in (False, True):
+                self.assertTrue(self.ask(worker, path=path, short=short).body == body)
+            (file,) = set(self.files()) - before
+            return file
+
+        os.unlink(filled(b"/removed"))
+        os.truncate(filled(b"/cut"), 100_000)
+        for path in (b"/removed", b"/cut"):
+            self.assertEqual(self.fill(worker, b"new", FRESH, path=path).body, b"new")
+        entry = other.cache.get(bytes.fromhex(os.path.basename(filled(b"/renewed"))))
+        assert isinstance(entry, Entry)
+        for tag in (b'"2"', b'"3"'):
+            entry = other.cache.renewed(entry, Stored.from_bytes(entry.stored.to_bytes().replace(entry.stored.etag, tag)), worker.wall())
+            for short in (False, True):
+                got = worker.ask(path=b"/renewed")
+                self.assertEqual((got.get(b"ETag"), got.body == body, self.took[-1]), (tag, True, short))
+        filled(b"/replaced")
+        (name,) = (name for name in self.table if name[1] == b"/replaced")
+        lying = self.table[name]
+        worker.cache.forget(lying.file)
+        self.assertEqual(self.fill(worker, b"!" * 300_000, FRESH, path=b"/replaced").body[:1], b"!")
+        worker.ask(path=b"/replaced", method=b"HEAD")  # opens the new one
+        self.table[name] = lying
+        for short in (False, True):
+            got = worker.ask(path=b"/replaced")
+            self.assertEqual((got.get(b"ETag"), got.body[:1], self.took[-1]), (None, b"!", short))
+        filled(b"/closed")
+        filled(b"/other")
+        for short in (False, True):
+            self.assertTrue(self.ask(worker, path=b"/closed", short=short).body == body)
+        with open(filled(b"/damaged"), "r+b") as file:
+            file.seek(200_000)
+            file.write(b"spoilt")
+        self.assertEqual(len(worker.store._open), 1)
+        self.ask(worker, path=b"/other", short=False)
+        worker.store.disk._verified.clear()  # a process that never looked at it
+        self.assertEqual(self.fill(worker, b"new", FRESH, path=b"/damaged").body, b"new")
+
+    def files(self) -> list[str]:
+        return [os.path.join(where, name) for where, _, names in os.walk(f"{self.directory}/objects") for name in names]
+
+    def test_descriptors_are_given_back_at_once(self) -> None:
+        """Many large answers asked for in turn hold no more files open than the store wants, without the collector's doing."""
+        worker = self.worker()
+        self.patch(store, "MOST_OPEN", 4)
+        for n in range(12):
+            self.fill(worker, b"x" * 300_000, FRESH, path=b"/%d" % n)
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        client = worker.client()
+        for n in (*range(12), *range(12), 11):
+            worker.ask(path=b"/%d" % n, client=client)
+        self.assertTrue(self.took[-1])
+        files = self.files()
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        self.assertEqual(sum(os.path.lexists(link) and os.readlink(link) in files for link in links), 4)
 
     def test_each_variant_goes_to_those_who_choose_it(self) -> None:
         """What lies ready for clients with gzip is not for one without, nor for one that says it in a second field."""
@@ -142,6 +232,15 @@ class ReadyTests(CachingCase):
                 actions=actions, head=exchange.head, connection=SimpleNamespace(client=client), settings=None, site="site"
             )
             ready.make_ready(worker.cache, given, entry)
+            self.assertEqual(len(table), count)
+        self.fill(worker, b"x" * 300_000, path=b"/large")
+        worker.ask(path=b"/large")
+        (copy,) = worker.store._open.values()
+        for tls, count in ((object(), 1), (None, 2)):  # what is encrypted is sent piece by piece
+            head = SimpleNamespace(authority=b"example.com", target=b"/large")
+            client = SimpleNamespace(tls=tls, is_trusted=False)
+            given = SimpleNamespace(actions=actions, head=head, connection=SimpleNamespace(client=client), settings=None, site="site")
+            ready.make_ready(worker.cache, given, copy.value)
             self.assertEqual(len(table), count)
 
     def test_a_purge_an_end_of_freshness_and_a_removal_count_at_once(self) -> None:

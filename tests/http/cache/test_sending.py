@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from cache_workers import FRESH, CachingCase
 
-from twistedproxy.http.cache.sending import PIECE, PIECES_PER_TURN
+from twistedproxy.clock import NEVER
+from twistedproxy.http.cache import ready
+from twistedproxy.http.cache.fills import PIECE
+from twistedproxy.http.cache.sending import PIECES_PER_TURN, give_file
 from twistedproxy.net.transport import HIGH_WATER
 
 
@@ -33,6 +37,35 @@ class SendingTests(CachingCase):
             self.bed.until(lambda: not worker.front.counts.open, "the client to be gone")
         line = self.bed.log.lines[1]
         self.assertEqual((line.bytes_sent, line.status, line.cause.value), (8_000_000, 200, "ok"))
+
+    def test_hits_that_their_clients_take_slowly(self) -> None:
+        """A file asked for often goes out at the pace of whoever reads, and is counted by what went out; also to one that leaves."""
+        worker = self.worker()
+        body = os.urandom(8_000_000)
+        self.fill(worker, body, FRESH)
+        given: list[Any] = []
+
+        def noted(*arguments: Any) -> None:
+            given.append(arguments)
+            give_file(*arguments)
+
+        self.patch(ready, "give_file", noted)
+        worker.ask()
+        client = worker.client(self.get() + self.get(), receive_buffer=4096)
+        self.bed.loop.turns(50)
+        (connection,) = (each for each in worker.front._connections if each.exchange is not None)
+        self.assertLess(connection.transport.buffered, HIGH_WATER)
+        self.assertEqual(connection.deadline, NEVER)
+        for _ in range(2):
+            self.assertTrue(client.response().body == body)
+        self.assertEqual(len(given), 2)
+        client.send(self.get()).through(b"\r\n\r\n")
+        client.close()
+        self.bed.until(lambda: len(self.bed.log.lines) == 5, "the log line")
+        line = self.bed.log.lines[4]
+        self.assertEqual((line.status, line.cause.value), (200, "client"))
+        self.assertTrue(0 < line.bytes_sent < 8_000_000)
+        self.assertEqual(len(given), 3)
 
     def test_a_file_that_turns_out_to_be_damaged_in_the_middle(self) -> None:
         """The answer breaks off visibly, is counted as the proxy's failure, and the next client gets a good one."""

@@ -53,13 +53,13 @@ class StoreTests(SynchronousTestCase):
             self.assertIsNone(store.find(key(n)))
 
     def test_a_small_object_is_in_memory_for_all_workers(self) -> None:
-        """What was decoded is kept with it, until somebody replaces or removes it."""
+        """What was decoded is kept with it from its first use on, until somebody replaces or removes it."""
         other = self.worker()
         self.gone(1, self.store, other)
-        put = self.store.put(key(1), b"meta", b"body")
-        assert put is not None
-        put.value = "decoded"
-        self.assertIs(self.found(1), put)
+        self.assertIsNotNone(self.store.put(key(1), b"meta", b"body"))
+        self.assertEqual(self.store.statistics()["held"], 0)  # most of what is put is never asked for again
+        self.found(1).value = "decoded"
+        self.assertEqual(self.found(1).value, "decoded")
         copy = self.found(1, other)
         self.assertEqual(
             (copy.meta, copy.length, copy.body(), copy.body(), copy.reader, copy.value), (b"meta", 4, b"body", b"body", None, None)
@@ -98,7 +98,7 @@ class StoreTests(SynchronousTestCase):
         for n in range(20, 6000):
             self.store.put(key(n), b"m", body)
         self.in_thread()
-        self.assertEqual(self.store.spilled, 20)
+        self.assertEqual(self.store.statistics()["spilled"], 20)
         arena = self.store.arena
         assert arena is not None
         for n in range(20):
@@ -113,7 +113,7 @@ class StoreTests(SynchronousTestCase):
         other = self.worker()
         copy = self.store.put(key(1), b"m", b"x")
         assert copy is not None and copy.place is not None
-        self.store._spill(copy.place, b"m", b"x")
+        self.store._spill.write(copy.place, b"m", b"x")
         other.remove(key(1))
         self.in_thread()
         self.gone(1, self.store, other)
@@ -126,7 +126,7 @@ class StoreTests(SynchronousTestCase):
 
         copy = self.store.put(key(2), b"m", b"x")
         assert copy is not None and copy.place is not None
-        self.store._spill(copy.place, b"m", b"x")
+        self.store._spill.write(copy.place, b"m", b"x")
         self.patch(disk, "write", removed_while_written)
         self.in_thread()
         self.gone(2, self.store, other)
@@ -182,6 +182,30 @@ class StoreTests(SynchronousTestCase):
         self.assertEqual((self.found(2, other).meta, self.found(2, other).body()), (b"new", b"small"))
         self.store.remove(key(2))
         self.assertIsNone(self.store.renew(renewed, b"x"), "gone")
+
+    def test_files_that_are_held_open(self) -> None:
+        """The quick look says what `find` says, or nothing: nothing of what is small, was not found yet, was renewed, replaced, removed."""
+        other, now, body = self.worker(), time.time(), b"x" * 300_000
+        self.store.put(key(0), b"m", b"small")
+        self.found(0)
+        self.file(1, b"old", body)
+        for n in (0, 1):
+            self.assertIsNone(self.store.file(key(n), now))
+        self.assertIs(self.found(1), self.store.file(key(1), now))
+        self.assertEqual(self.found(1, other).meta, b"old")
+        self.assertIsNotNone(other.file(key(1), now))
+        self.store.renew(self.found(1), b"new")
+        self.assertIsNone(other.file(key(1), now))
+        self.assertEqual(self.found(1, other).meta, b"new")
+        self.assertIs(self.found(1, other), other.file(key(1), now))
+        self.file(1, b"another", body)
+        self.assertIsNone(other.file(key(1), now))
+        self.assertEqual(self.found(1, other).meta, b"another")
+        self.store.remove(key(1))
+        self.assertIsNone(other.file(key(1), now))
+        without = self.worker(has_arena=False)
+        self.file(2, b"m", body)
+        self.assertIs(self.found(2, without), without.file(key(2), now))
 
     def test_without_memory_or_without_disk(self) -> None:
         """Each tier works alone, and none at all is a cache that misses."""
@@ -241,11 +265,3 @@ class StoreTests(SynchronousTestCase):
         for n in range(5000):
             store.find(key(("absent", n)))
         self.assertLessEqual(len(store._absent), 4096)
-        copy = store.put(key(1), b"m", b"x")
-        assert copy is not None and copy.place is not None
-        for n in range(3000):
-            copy.place.key = key(n)
-            store._spill(copy.place, b"m", b"x" * 20_000)
-        self.assertLessEqual(len(store._to_disk), 1024)
-        self.assertLessEqual(store._to_disk_bytes, 32 << 20)
-        self.assertEqual(store.not_spilled, 3000 - 1024)

@@ -116,9 +116,3 @@ class LifeTests(SynchronousTestCase):
         stored = keep(FIELDS).soft_purged(T0 + 5)
         self.assertIs(usable(stored, ask(), T0 + 5, Settings()), Use.STALE_WHILE_REVALIDATE)
         self.assertEqual(stored.soft_purged(T0 + 50).fresh_until, T0 + 5)
-
-    def test_keep_until(self) -> None:
-        """A stale copy is of use while a window lasts, and for a day where it can be validated."""
-        self.assertEqual(keep(["Cache-Control: max-age=60, stale-if-error=100"]).keep_until, T0 + 160)
-        self.assertEqual(keep(FIELDS).keep_until, T0 + 70 + 86400)
-        self.assertEqual(keep(["Cache-Control: no-cache", 'ETag: "x"']).keep_until, T0 + 86400)

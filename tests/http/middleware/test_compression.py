@@ -68,6 +68,23 @@ class PlanTests(SynchronousTestCase):
             self.ours.plan(b"gzip", response(b"Content-Type: text/x%d" % n), 1000)
         self.assertLessEqual(len(self.ours._types), 256)
 
+    def test_a_part_says_that_the_whole_varies(self) -> None:
+        """It stays as it is, but caches that keep parts must not give it to whoever holds the compressed whole."""
+        text, status = b"Content-Type: text/html", b"206 Partial Content"
+        part = b"Content-Range: bytes 0-3/%d"
+        for lines, varies in (
+            ((text, part % 1000), True), ((text, b"Content-Range: bytes 0-3/*", b"Vary: Cookie"), True),
+            ((b"Content-Type: multipart/byteranges; boundary=x",), True), ((text, part % 499), False),
+            ((b"Content-Type: image/png", part % 1000), False), ((text, part % 1000, b"Content-Encoding: gzip"), False),
+            ((text, part % 1000, b"Cache-Control: no-transform"), False),
+        ):  # fmt: skip
+            made = exchange((b"accept-encoding", b"gzip"))
+            head = self.ours.on_response(made, response(*lines, status=status))
+            self.assertEqual(b"Accept-Encoding" in b",".join(head.get_all(b"vary")), varies, lines)
+            self.assertEqual(made.transforms, [])
+        coded = response(text, part % 1000, b"Content-Encoding: gzip", status=status)
+        self.assertEqual(self.both.on_response(exchange(), coded).get(b"vary"), b"Accept-Encoding")
+
     def test_what_is_left_alone(self) -> None:
         """None, so that not even Vary is touched."""
         text = b"Content-Type: text/html"

@@ -179,6 +179,9 @@ function verdict(now) {
   if (idle) words.push(`${idle} of ${now.status.workers.length} workers not serving`);
   if (aside) words.push(`${aside} out of rotation`);
   if (words.length) return [down || idle ? "bad" : "warn", words.join(" · ")];
+  const fine = servers.filter((s) => s.health.status === "up").length;
+  if (!fine) return ["idle", servers.length === 1 ? "The server is not checked" : "No server is checked"];
+  if (fine < servers.length) return ["ok", `${fine} of ${servers.length} servers ${fine === 1 ? "is" : "are"} fine, ${servers.length - fine} not checked`];
   return ["ok", servers.length === 1 ? "The server is fine" : `All ${servers.length} servers are fine`];
 }
 

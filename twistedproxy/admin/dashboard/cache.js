@@ -2,9 +2,11 @@
 
 import { html, useState } from "./vendor/htm-preact.js";
 import { Refused, ask } from "./api.js";
-import { number, percent, size } from "./figures.js";
+import { ago, number, percent, size } from "./figures.js";
 
 const PURGE = "/api/v1/cache/purge";
+const CACHE = "/api/v1/cache";
+const SHOWN = 5;
 const KINDS = [
   ["url", "This URL", "the whole address, with its query"],
   ["prefix", "All URLs that begin with", "the beginning of the address"],
@@ -32,6 +34,8 @@ export function Cache({ totals, offers }) {
 function Purge() {
   const [kind, setKind] = useState("url");
   const [state, set] = useState({});
+  const [latest, setLatest] = useState([]);
+  const look = () => ask("GET", CACHE).then(({ data }) => setLatest(data.purges.latest.slice(0, SHOWN)), () => setLatest([]));
   const submit = async (event) => {
     event.preventDefault();
     const form = event.currentTarget;
@@ -42,15 +46,16 @@ function Purge() {
     if (reason) body.reason = reason;
     set({ isAsking: true });
     try {
-      const { purged, workers } = (await ask("POST", PURGE, { body })).data;
-      set({ done: `Purged ${kind === "all" ? "everything" : purged[kind]}, in force in ${workers.acked} of ${workers.total} workers.` });
+      const { purged, workers, notes = [] } = (await ask("POST", PURGE, { body })).data;
+      set({ done: `Purged ${kind === "all" ? "everything" : purged[kind]}, in force in ${workers.acked} of ${workers.total} workers.`, notes });
+      look();
     } catch (e) {
       if (!(e instanceof Refused)) throw e;
       set({ problem: e.message });
     }
   };
   const [, , example] = KINDS.find(([name]) => name === kind);
-  return html`<details>
+  return html`<details onToggle=${(e) => { if (e.currentTarget.open) look(); }}>
     <summary>Purge</summary>
     <form onSubmit=${submit} aria-label="Purge the cache">
       <div class="fields">
@@ -66,6 +71,11 @@ function Purge() {
     <div class="answer" role="status">
       ${state.problem && html`<p class="bad">${state.problem}</p>`}
       ${state.done && html`<p>${state.done}</p>`}
+      ${state.notes?.map((note) => html`<p class="warn">${note}</p>`)}
     </div>
+    ${latest.length > 0 && html`<ol class="purges" aria-label="Latest purges">${latest.map(
+      ({ at, by, what, soft, who, reason }) => html`<li key=${at + by + what}><b>${by === "all" ? "everything" : what}</b>${soft && " (stale)"}
+        <span class="muted"><time datetime=${at} title=${at}>${ago(at)}</time> · ${who || "–"}${reason && html` · “${reason}”`}</span></li>`,
+    )}</ol>`}
   </details>`;
 }

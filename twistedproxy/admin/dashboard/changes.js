@@ -50,6 +50,7 @@ export function Changes({ changes, offers, propose }) {
 function Entry({ entry, offers, propose }) {
   const { revision } = entry;
   const left = entry.confirm_by ? (Date.parse(entry.confirm_by) - Date.now()) / 1000 : 0;
+  const watched = entry.guard && !entry.undone_by ? (Date.parse(entry.guard.until) - Date.now()) / 1000 : 0;
   const act = (title, template, apply) => (event) =>
     propose({
       title,
@@ -70,10 +71,11 @@ function Entry({ entry, offers, propose }) {
       ${entry.reason && html`<p class="reason">“${entry.reason}”</p>`}
       <p class="muted"><time datetime=${entry.at} title=${entry.at}>${ago(entry.at)}</time> · ${entry.by || "–"} · revision ${revision}
         ${entry.undone_by && html` · undone by ${entry.undone_by}`}
-        ${left > 0 && html` · <span class="warn">undone in ${duration(left)} unless confirmed</span>`}</p>
+        ${left > 0 && html` · <span class="warn">undone in ${duration(left)} unless confirmed</span>`}
+        ${watched > 0 && html` · <span class="warn">watched for ${duration(watched)}: undone if ${entry.guard.abort_if}</span>`}</p>
     </div>
     <div class="acts">
-      ${left > 0 && !entry.undone_by && offers.has("POST", CONFIRM) &&
+      ${(left > 0 || watched > 0) && !entry.undone_by && offers.has("POST", CONFIRM) &&
       html`<button type="button" class="quiet" onClick=${act(`Keep revision ${revision}`, CONFIRM, "Confirm")}>Confirm<span class="sr"> revision ${revision}</span></button>`}
       ${!entry.undone_by && offers.has("POST", UNDO) &&
       html`<button type="button" class="quiet" onClick=${act(`Undo revision ${revision}`, UNDO, "Undo")}>Undo<span class="sr"> revision ${revision}</span></button>`}

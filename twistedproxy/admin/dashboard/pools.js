@@ -64,6 +64,12 @@ export function Pool({ pool, traffic, leaving, pending, propose }) {
   </section>`;
 }
 
+// Where there is no room for all of it, an address breaks before its port and never in it.
+function Address({ of }) {
+  const [, host, port] = /^(.*?)(:\d+)?$/.exec(of);
+  return html`${host}${port && html`<wbr /><span class="port">${port}</span>`}`;
+}
+
 function Server({ pool, server, traffic, leaving, heaviest, wanted, pending, propose }) {
   const { address, health } = server;
   const name = `${address} in ${pool.name}`;
@@ -104,7 +110,7 @@ function Server({ pool, server, traffic, leaving, heaviest, wanted, pending, pro
   const since = health.since ? ` ${duration((Date.now() - Date.parse(health.since)) / 1000)}` : "";
   return html`<tr role="row" class=${`server ${server.state !== "ready" ? "aside" : ""} ${pending ? "pending" : ""}`}>
     <th role="rowheader" scope="row">
-      <span class="address">${address}</span>
+      <span class="address"><${Address} of=${address} /></span>
       ${server.backup && html`<span class="badge">backup</span>`}
       ${server.state !== "ready" && html`<${Leaving} left=${server.connections} most=${Math.max(leaving, server.connections)} name=${name} />`}
       <span class=${`health ${healthTone(server)}`}>

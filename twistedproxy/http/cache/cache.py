@@ -47,6 +47,37 @@ def _scope(site: str, path: str, pool: str) -> bytes:
     return f"{site} {path} {pool}".encode()
 
 
+class PassedOn:
+    """Remembers for a while which keys' answers may not be kept, so that nobody waits for another's."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self.keys: dict[bytes, tuple[float, str]] = {}
+        """Until when that is believed, and why it was."""
+
+    def why(self, key: bytes) -> str:
+        """Why an answer for this key was not to be kept, a moment ago; "" when it was, or none came."""
+        found = self.keys.get(key)
+        if found is None:
+            return ""
+        if found[0] > self._seconds():
+            return found[1]
+        del self.keys[key]
+        return ""
+
+    def note(self, fill: Fill) -> None:
+        """`fill`'s answer may not be kept."""
+        if fill.refused is None or not fill.refused.is_of_request:
+            is_error = fill.head is not None and fill.head.status >= 400
+            why = fill.refused.value if fill.refused is not None else fill.not_kept
+            self.believe(fill.key, PASSED_ON_AFTER_ERROR_S if is_error else PASSED_ON_FOR_S, why)
+
+    def believe(self, key: bytes, for_s: float = PASSED_ON_FOR_S, why: str = "") -> None:
+        if len(self.keys) >= MOST_PASSED_ON:
+            self.keys.clear()
+        self.keys[key] = self._seconds() + for_s, why or "not-kept"
+
+
 class Cache:
     """One worker's cache. `now` is the wall clock, which answers' ages are measured by."""
 
@@ -65,15 +96,15 @@ class Cache:
         self.neighbours = neighbours
         self.counts = counts
         """(site, result): requests."""
-        self._settings: dict[RouteCache, policy.Settings] = {}
+        self._settings: dict[int, tuple[RouteCache, policy.Settings]] = {}
+        """By the identity of the route's own, which is part of the value so that it stays unique."""
         self._scopes: dict[str, tuple[bytes, ...]] = {}
         """Sites with the scopes that their answers are kept under."""
         self._varying: dict[bytes, tuple[bytes, ...]] = {}
         """Primary keys of which nothing is kept yet, with what the answer that is on its way varies by."""
         self._distrusted: dict[bytes, float] = {}
         """Keys that another worker has claimed and does not bring, until when that is held against it."""
-        self._passed_on: dict[bytes, float] = {}
-        """Keys whose answers may not be kept, until when that is believed."""
+        self.passed_on = PassedOn(wheel.seconds)
 
     # Routes
 
@@ -91,16 +122,17 @@ class Cache:
 
     def settings_of(self, spec: RouteCache | None) -> policy.Settings:
         assert spec is not None
-        found = self._settings.get(spec)
+        found = self._settings.get(id(spec))
         if found is None:
-            found = self._settings[spec] = policy.Settings(
+            settings = policy.Settings(
                 ttl_s=spec.ttl_s,
                 stale_while_revalidate_s=spec.stale_while_revalidate_s or 0.0,
                 stale_if_error_s=spec.stale_if_error_s or 0.0,
                 negative=dict(spec.negative),
                 heuristics=spec.heuristics,
             )
-        return found
+            found = self._settings[id(spec)] = (spec, settings)
+        return found[1]
 
     def scope(self, decision: Decision[Destination]) -> bytes:
         """What answers of this route are told apart by from those of others for the same URL."""
@@ -108,6 +140,7 @@ class Cache:
 
     def follow_routes(self, sites: Iterable[Site]) -> None:
         """Know under which scopes answers may be kept: what an unsafe request makes untrue may have come by another route."""
+        self._settings.clear()
         self._scopes = {
             site.name: tuple(_scope(site.name, route.path, pool) for route in site.all_routes if route.cache for pool in route.pools)
             for site in sites
@@ -231,10 +264,12 @@ class Cache:
         stored = policy.store(fill.request, head, freshness, now, names) if names is not None else None
         if stored is None or names is None:
             return None
-        entry = Entry(keys.variant(fill.primary, names, stored.selecting), stored, fill.url, fill.asked_at)
+        key = keys.variant(fill.primary, names, stored.selecting) if names else fill.primary
+        entry = Entry(key, stored, fill.url, fill.asked_at)
         if len(entry.url) > MAX_URL or (len(stored.block) > SURELY_FITS and len(entry.to_meta()) > MAX_META):
             return None
-        self.chose(fill, entry)
+        if names:
+            self.chose(fill, entry)
         return entry
 
     def chose(self, fill: Fill | RemoteFill, entry: Entry) -> None:
@@ -247,16 +282,27 @@ class Cache:
             fill.key = entry.key
             self.fills.setdefault(fill.key, fill)
 
-    def keep(self, fill: Fill, entry: Entry, body: bytes) -> None:
-        """All of a small answer is there."""
-        try:
-            entry.stored = entry.stored.with_length(len(body))
-        except ValueError:
-            return  # another length was announced
+    def keep(self, fill: Fill, entry: Entry, body: bytes) -> bool:
+        """All of a small answer is there. False: it cannot be kept."""
+        if entry.stored.body_length != len(body):
+            try:
+                entry.stored = entry.stored.with_length(len(body))
+            except ValueError:
+                return False  # another length was announced
         entry.copy = self.store.put(entry.key, entry.to_meta(), body)
         if entry.copy is not None:
             entry.copy.value = entry
+        elif self.store.disk is None or not self.store.is_on_disk:
+            return False
+        if entry.stored.vary:
             self.kept(fill, entry)
+        return True
+
+    def why_untrue(self, fill: Fill | RemoteFill, entry: Entry) -> str:
+        """Why what `fill` brings is not given to anybody else, though it may be kept; "" when it is."""
+        if fill.is_forgotten:
+            return "invalidated"
+        return "purged" if self.purges.verdict(entry) is Verdict.GONE else ""
 
     def kept(self, fill: Fill, entry: Entry) -> None:
         """It is in the store: note it among the variants of its URL."""
@@ -291,27 +337,6 @@ class Cache:
         return renewed
 
     # What must not be kept
-
-    def is_passed_on(self, key: bytes) -> bool:
-        """An answer for this key was not to be kept, a moment ago."""
-        until = self._passed_on.get(key)
-        if until is None:
-            return False
-        if until > self.seconds():
-            return True
-        del self._passed_on[key]
-        return False
-
-    def passes_on(self, fill: Fill) -> None:
-        """`fill`'s answer may not be kept: for a while nobody need wait for another's."""
-        if fill.refused is None or not fill.refused.is_of_request:
-            is_error = fill.head is not None and fill.head.status >= 400
-            self.believe_passed_on(fill.key, PASSED_ON_AFTER_ERROR_S if is_error else PASSED_ON_FOR_S)
-
-    def believe_passed_on(self, key: bytes, for_s: float = PASSED_ON_FOR_S) -> None:
-        if len(self._passed_on) >= MOST_PASSED_ON:
-            self._passed_on.clear()
-        self._passed_on[key] = self.seconds() + for_s
 
     def give_up(self, fill: Fill | RemoteFill) -> None:
         """Nobody waits for this fill any longer: the next request begins another."""

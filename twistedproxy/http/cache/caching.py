@@ -51,8 +51,6 @@ class CachingExchange(SendingExchange):
     cache: Cache
     settings: policy.Settings
     url = b""
-    key: bytes | None = None
-    """What is filled or was found; None: this request does not use the cache."""
     primary = b""
     _why: Forwarded | None = None
     """Why a server is asked."""
@@ -84,13 +82,14 @@ class CachingExchange(SendingExchange):
         self.decision = decision
         self.settings = cache.settings_of(self.actions.cache)
         bypass = policy.may_use(head, self.settings)
-        scheme = self.scheme.encode()
-        scope, outside = cache.scope(decision), (scheme, head.authority)
-        if self.connection.client.is_trusted:
+        client, authority = self.connection.client, head.authority
+        scheme = b"http" if client.tls is None else b"https"
+        scope = cache.scope(decision)
+        self.url = url_of(scheme, authority, head.path, head.query)
+        if client.is_trusted:
             scope += keys.claims(head)
-            outside = keys.outside(head, scheme)
-        self.url = url_of(*outside, head.path, head.query)
-        self.primary = keys.primary(scheme, head.authority, head.path, head.query, scope)
+            self.url = url_of(*keys.outside(head, scheme), head.path, head.query)
+        self.primary = keys.primary(scheme, authority, head.path, head.query, scope)
         if bypass is not None:
             return self._goes_past(Forwarded.METHOD if bypass is policy.Bypass.METHOD else Forwarded.BYPASS, bypass.value)
         return self._look(decision)
@@ -104,7 +103,6 @@ class CachingExchange(SendingExchange):
     def _look(self, decision: Decision[Destination]) -> bool:
         cache, head = self.cache, self.head
         key, entry = cache.find(self.primary, head)
-        self.key = key
         if entry is None:
             if key is None:
                 return self._goes_past(Forwarded.VARY_MISS)
@@ -131,8 +129,9 @@ class CachingExchange(SendingExchange):
         """Wait for the fill of `key`, or begin it; False: ask the server without keeping anything."""
         cache = self.cache
         self._stale = stale
-        if self.method == b"HEAD" or cache.is_passed_on(key) or self._was_released > 1:
-            return self._goes_past(why)
+        passed_on = cache.passed_on.why(key)
+        if passed_on or self.method == b"HEAD" or self._was_released > 1:
+            return self._goes_past(why, passed_on)
         self._why = why
         fill = cache.fills.get(key)
         if fill is not None and not fill.takes_followers:
@@ -282,13 +281,14 @@ class CachingExchange(SendingExchange):
         why, is_collapsed, entry = self._why or Forwarded.URI_MISS, not self._leads, fill.entry
         if entry is None:
             assert fill.head is not None
-            refused = fill.refused.value if fill.refused is not None else ""
+            refused = fill.refused.value if fill.refused is not None else fill.not_kept
             return forwarded(why, status=fill.head.status, collapsed=is_collapsed, detail=refused)
         stored = entry.stored
-        is_stored = fill.state is not FillState.PASSING
-        return forwarded(
-            why, status=stored.status, stored=is_stored, collapsed=is_collapsed, ttl_s=max(stored.fresh_until, stored.stored_at) - now
-        )
+        lost = fill.not_kept
+        if not lost and (fill.is_forgotten or self.cache.purges.latest >= entry.asked_at):
+            lost = self.cache.why_untrue(fill, entry)
+        ttl_s = max(stored.fresh_until, stored.stored_at) - now
+        return forwarded(why, status=stored.status, stored=not lost, collapsed=is_collapsed, ttl_s=ttl_s, detail=lost)
 
     def hear_interim(self, head: ResponseHead) -> None:
         """A 1xx came on the way to the answer that this request asked for."""
@@ -413,6 +413,8 @@ class CachingExchange(SendingExchange):
             return
         if form is not None and given is None:
             self._recorder = forms.Recorder(cache, form)
+        if result == "hit":
+            make_ready(cache, self, entry, given)
         self._source = reader
         self._end = stored.body_length
         self._give(parse_kept(stored.head(now, extra=line)), stored.body_length, b"", stored.body_length == 0)
@@ -423,6 +425,7 @@ class CachingExchange(SendingExchange):
         decision = self.decision
         assert decision is not None
         self.cache.forget(lost.key)
+        self._leads = False
         if not self._follow(decision, key, None, Forwarded.URI_MISS):
             self._go_alone("lost")
 

@@ -48,8 +48,6 @@ class Directives:
     must_revalidate: bool = False
     proxy_revalidate: bool = False
     must_understand: bool = False
-    no_transform: bool = False
-    immutable: bool = False
     only_if_cached: bool = False
     max_age: int | None = None
     s_maxage: int | None = None
@@ -67,7 +65,7 @@ UNREADABLE = Directives(no_store=True)
 
 _WORDS = {
     b"no-store": "no_store", b"public": "public", b"must-revalidate": "must_revalidate", b"proxy-revalidate": "proxy_revalidate",
-    b"must-understand": "must_understand", b"no-transform": "no_transform", b"immutable": "immutable", b"only-if-cached": "only_if_cached",
+    b"must-understand": "must_understand", b"only-if-cached": "only_if_cached",
 }  # fmt: skip
 _SECONDS = {
     b"max-age": "max_age", b"s-maxage": "s_maxage", b"stale-while-revalidate": "stale_while_revalidate",

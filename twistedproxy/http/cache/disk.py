@@ -91,13 +91,26 @@ class Reader:
 
     @property
     def is_linked(self) -> bool:
-        """Whether this is still the object of its key: not replaced, removed or evicted."""
-        return not self._is_broken and os.fstat(self.fd).st_nlink > 0
+        """Whether this is still the object of its key: not replaced, removed or evicted, nor cut off."""
+        if self._is_broken:
+            return False
+        status = os.fstat(self.fd)
+        return status.st_nlink > 0 and status.st_size == self._identity[2]
 
     @property
     def identity(self) -> bytes:
         """Which file this is; another one of the same key has another."""
         return _IDENTITY.pack(*self._identity)
+
+    def is_ready(self, now: float) -> bool:
+        """Whether a complete file can be sent from its beginning: it is still that of its key, and its first block is good. At `now`, on
+        the wall clock, it counts as used by that."""
+        if not self.is_linked:
+            return False
+        if not -TOUCH_EVERY_S < now - self._used_at < TOUCH_EVERY_S:
+            self.used()
+        verified = self._verified
+        return (verified is not None and verified[0] == 1) or self.verify(0, 1)
 
     # While it grows
 
@@ -194,7 +207,7 @@ class Reader:
         try:
             os.utime(self.fd, ns=(int(now * 1e9), self._identity[1]))
         except OSError:
-            self._disk.untouched += 1
+            pass  # it is removed a little early, no more; a disk that fails is noticed when it is read or written
 
 
 class Writer:
@@ -293,7 +306,7 @@ class Writer:
             os.pwrite(fd, LENGTH.pack(BROKEN), LENGTH_AT)
             os.unlink(self.path)
         except OSError:
-            self._disk.leftovers += 1  # the keeper removes it; readers see that its lock is gone
+            pass  # the keeper removes and counts it; readers see that its lock is gone
         finally:
             os.close(fd)
 
@@ -309,10 +322,6 @@ class Disk:
         self.reading = Breaker("read", seconds, log)
         self.corrupt = 0
         """Files that were damaged."""
-        self.untouched = 0
-        """Last uses that could not be noted."""
-        self.leftovers = 0
-        """Unfinished files that could not be removed."""
         self.stored = 0
         self.stored_bytes = 0
         self._log = log

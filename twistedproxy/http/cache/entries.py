@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from twistedproxy.http.cache.keys import Variants, origin
+from twistedproxy.http.cache.keys import Variants, canonical
 from twistedproxy.http.cache.stored import CorruptEntry, Stored
 
 _HEAD = struct.Struct("<cdH")
@@ -18,7 +18,7 @@ MAX_URL = 16 * 1024
 
 def url_of(scheme: bytes, authority: bytes, path: bytes, query: bytes) -> bytes:
     """The URL as purges name it: two spellings of one origin are one."""
-    scheme, authority = origin(scheme, authority)
+    authority = canonical(scheme, authority)
     return b"%b://%b%b?%b" % (scheme, authority, path, query) if query else b"%b://%b%b" % (scheme, authority, path)
 
 

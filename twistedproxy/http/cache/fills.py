@@ -3,8 +3,13 @@
 The class has over 300 lines, since its states and where it has the body are one thing.
 
 How it works
-    The first request for something that is not there makes a `Fill`; it and all later ones for the same key *follow* it. The fill asks the
-    server through a `Fetch`, an exchange without a client, so no client's pace or leave decides what the others get.
+    The first request for something that is not there makes a `Fill` and *leads* it; it and all later ones for the same key *follow* it.
+
+    Nearly always nobody else waits, and the answer is small and comes at once. So the leader asks the server by itself, like any request,
+    and tells the fill what came of it: `answered_at_once`, or `asked_in_vain`. As soon as there is more to it (others wait, the body is
+    long or still on its way, the client left) the fill takes the request over (`take_over`) with a `Fetch`, an exchange without a client:
+    no client's pace or leave decides what the others get. Where a copy is to be renewed, or the request has conditions of its own, it is
+    a `Fetch` from the start (`begin`).
 
         ASKING ──head may be kept──▶ KEEPING ──whole──▶ DONE        followers read what there is, at their own pace
            │                            └─ too large, disk broken ─▶ PASSING
@@ -32,10 +37,17 @@ from twistedproxy.net.transport import HIGH_WATER, LOW_WATER
 
 if TYPE_CHECKING:
     from twistedproxy.http.cache.cache import Cache
+    from twistedproxy.http.cache.neighbours import RemoteFill
 
 PIECE = 64 * 1024
+"""Bytes of a body that are taken at once."""
 WORTH_FINISHING = 1024 * 1024
 """When all followers have left, a fill goes on if it has at most so much to go, or has more than half."""
+
+FIELDS = "fields"
+"""Why an answer is not kept: its fields are too long, or its `Vary` names too much."""
+STORE_FAILED = "store-failed"
+"""Why an answer is not kept: neither memory nor disk took it."""
 
 
 class FillState(enum.StrEnum):
@@ -58,7 +70,11 @@ TRANSITIONS: dict[FillState, frozenset[FillState]] = {
 class Follower(Protocol):
     """Who waits for a fill."""
 
-    def fill_began(self, fill: Any) -> None:
+    @property
+    def position(self) -> int:
+        """How much of the body it has taken."""
+
+    def fill_began(self, fill: Fill | RemoteFill) -> None:
         """The head is there and the body comes; read it from the fill."""
 
     def fill_grew(self, data: bytes) -> None:
@@ -80,12 +96,14 @@ class Follower(Protocol):
         """This fill is of no use to this follower: look again, or go alone."""
 
 
-class Fill:
-    """One key's answer on its way. `leader` is the exchange whose request it is; `stale` the copy that is asked to be renewed."""
+class Followed:
+    """An answer on its way, as those see it who follow it: a fill of this worker, or another's (`neighbours.RemoteFill`)."""
 
     state = FillState.ASKING
     entry: Entry | None = None
     """What is being kept."""
+    stale: Entry | None = None
+    """What was there, and is asked to be renewed."""
     head: ResponseHead | None = None
     """The server's head, of an answer that is passed on."""
     length = 0
@@ -98,8 +116,48 @@ class Fill:
     """Under which other workers find it; b"": they do not."""
     refused: policy.Refused | None = None
     """Why the answer is not kept."""
+    not_kept = ""
+    """Why an answer that might be kept is not."""
     fetch: Fetch | None = None
-    """Who asks the server; None while the leader does so itself."""
+    """Who asks the server; None while the leader does so itself, or another worker."""
+    followers: dict[Follower, None]
+    _was_followed = False
+
+    @property
+    def is_complete(self) -> bool:
+        return self.state is FillState.DONE
+
+    @property
+    def takes_followers(self) -> bool:
+        """Whether one that comes now gets all of it."""
+        return self.state is FillState.ASKING or self.state is FillState.KEEPING
+
+    def attach(self, follower: Follower) -> bool:
+        """False: the answer that comes is another variant than this follower's request chooses."""
+        if self.entry is not None and not follower.chooses(self.entry):
+            return False
+        self.followers[follower] = None
+        self._was_followed = True
+        return True
+
+    def detach(self, follower: Follower) -> None:
+        """A follower has all it wanted, or its client is gone."""
+        self.followers.pop(follower, None)
+
+    def _all(self) -> list[Follower]:
+        return list(self.followers)
+
+    def _release_all(self, but: Follower | None = None) -> None:
+        """It is of no use to them."""
+        for follower in self._all():
+            if follower is not but:
+                self.followers.pop(follower, None)
+                follower.fill_released()
+
+
+class Fill(Followed):
+    """One key's answer on its way. `leader` is the exchange whose request it is; `stale` the copy that is asked to be renewed."""
+
     _base = 0
     """Where in the body `_memory` begins."""
     _writer: Any = None
@@ -107,7 +165,6 @@ class Fill:
     """Reads what the writer wrote, also after it is done."""
     _in_file = 0
     """When the file was given up: so much of the body is in it, and what came after in memory."""
-    _was_followed = False
     _is_held = False
     """The server is not read, since followers are behind."""
 
@@ -120,9 +177,8 @@ class Fill:
         self.primary: bytes = leader.primary
         self.settings = leader.settings
         self.stale = stale
-        self.followers: dict[Any, None] = {}
+        self.followers = {}
         self.asked_at = cache.now()
-        self.started = cache.seconds()
         self._memory = bytearray()
 
     def __repr__(self) -> str:
@@ -135,16 +191,7 @@ class Fill:
 
     # Followers
 
-    def attach(self, follower: Any) -> bool:
-        """False: the answer that comes is another variant than this follower's request chooses."""
-        if self.entry is not None and not follower.chooses(self.entry):
-            return False
-        self.followers[follower] = None
-        self._was_followed = True
-        return True
-
-    def detach(self, follower: Any) -> None:
-        """A follower has all it wanted, or its client is gone."""
+    def detach(self, follower: Follower) -> None:
         self.followers.pop(follower, None)
         if self.followers:
             self.progressed()
@@ -174,22 +221,13 @@ class Fill:
         return bytes(self._memory[at : at + most]) if at >= 0 else b""
 
     @property
-    def is_complete(self) -> bool:
-        return self.state is FillState.DONE
-
-    @property
-    def takes_followers(self) -> bool:
-        """Whether one that comes now gets all of it."""
-        return self.state is FillState.ASKING or self.state is FillState.KEEPING
-
-    @property
     def is_open(self) -> bool:
         """More may come of it."""
         return self.state is not FillState.DONE and self.state is not FillState.FAILED
 
     # A leader that asks by itself
 
-    def is_only(self, follower: Any) -> bool:
+    def is_only(self, follower: Follower) -> bool:
         """Whether nobody else waits."""
         return len(self.followers) == 1 and follower in self.followers
 
@@ -206,15 +244,18 @@ class Fill:
         found = policy.storable(self.request, head, self.settings, self.asked_at, now)
         if isinstance(found, policy.Refused):
             self.refused = found
-        else:
+        elif len(body) <= cache.spec.max_object:
             self.entry = cache.entry_for(self, head, found, now)
+            self.not_kept = "" if self.entry is not None else FIELDS
+        else:
+            self.not_kept = policy.Refused.TOO_LARGE.value
         if self.entry is None:
             self._move(FillState.PASSING)
-            cache.passes_on(self)
+            cache.passed_on.note(self)
         else:
             self._move(FillState.KEEPING)
-            if not self.is_forgotten:
-                cache.keep(self, self.entry, body)
+            if not self.is_forgotten and not cache.keep(self, self.entry, body):
+                self.not_kept = STORE_FAILED
         self._end(FillState.DONE)
         if self.entry is not None:
             cache.prefer(self)
@@ -226,9 +267,7 @@ class Fill:
             self.failed(error)
             return
         self._end(FillState.FAILED)
-        for follower in self._all():
-            self.followers.pop(follower, None)
-            follower.fill_released()
+        self._release_all()
 
     # What the fetch tells
 
@@ -251,6 +290,9 @@ class Fill:
             self.refused = found
         elif length <= self.cache.spec.max_object:
             self.entry = self.cache.entry_for(self, head, found, now)
+            self.not_kept = "" if self.entry is not None else FIELDS
+        else:
+            self.not_kept = policy.Refused.TOO_LARGE.value
         if self.entry is None:
             self._pass()
             if not self.is_open:
@@ -272,9 +314,7 @@ class Fill:
 
     def yield_to(self) -> None:
         """Another fill of the same key, begun before this one, has its answer first."""
-        for follower in self._all():
-            self.followers.pop(follower, None)
-            follower.fill_released()
+        self._release_all()
         if self.is_open and not self.followers:
             self._give_up()
 
@@ -299,11 +339,8 @@ class Fill:
     def _pass(self) -> None:
         """Not to be kept: the answer belongs to the first follower, who asked for it."""
         self._move(FillState.PASSING)
-        self.cache.passes_on(self)
-        for follower in self._all():
-            if follower is not self.leader:
-                self.followers.pop(follower, None)
-                follower.fill_released()
+        self.cache.passed_on.note(self)
+        self._release_all(but=self.leader)
         if not self.followers:
             self._end(FillState.FAILED)
 
@@ -326,7 +363,7 @@ class Fill:
         size = self.size + len(data)
         if self.state is FillState.KEEPING:
             if size > self.cache.spec.max_object:
-                self._stop_keeping()
+                self._stop_keeping(policy.Refused.TOO_LARGE.value)
             elif self._writer is None and size > self.cache.memory_max:
                 self._spill()
         if self._writer is None:
@@ -355,9 +392,10 @@ class Fill:
         if self._writer is not None:
             self._writer.abort()
         self._end(FillState.FAILED)
-        is_useful = not began and stale is not None and policy.may_serve_on_error(stale.stored, self.request, self.cache.now())
+        if stale is not None and (began or not policy.may_serve_on_error(stale.stored, self.request, self.cache.now())):
+            stale = None
         for follower in self._all():
-            if is_useful:
+            if stale is not None:
                 follower.fill_renewed(stale)
             else:
                 follower.fill_failed(error)
@@ -391,14 +429,15 @@ class Fill:
         """Let other workers read along; False when that cannot be, and they wait until it is whole."""
         return self._writer is not None or (self.state is FillState.KEEPING and self._goes_to_file())
 
-    def _stop_keeping(self) -> None:
+    def _stop_keeping(self, why: str = STORE_FAILED) -> None:
         """It is too large, or the disk takes no more: followers that are behind read what there is, the rest comes at their pace."""
         writer, self._writer = self._writer, None
         if writer is not None:
             self._base = self._in_file = self.size  # what was written can be read for as long as the file is open
             writer.abort()
+        self.not_kept = why
         self._move(FillState.PASSING)
-        self.cache.passes_on(self)
+        self.cache.passed_on.note(self)
 
     def _keep(self) -> None:
         entry, writer = self.entry, self._writer
@@ -407,9 +446,12 @@ class Fill:
             if writer is not None:
                 writer.abort()
         elif writer is None:
-            self.cache.keep(self, entry, bytes(self._memory))
+            if not self.cache.keep(self, entry, bytes(self._memory)):
+                self.not_kept = STORE_FAILED
         elif writer.finish() and self.cache.is_kept_whole(entry, self.size):
             self.cache.kept(self, entry)
+        else:
+            self.not_kept = STORE_FAILED
 
     def _mind_window(self) -> None:
         """PASSING: forget what all followers have, and do not read the server while one is far behind."""
@@ -433,9 +475,6 @@ class Fill:
             self._mind_window()
 
     # Ends
-
-    def _all(self) -> list[Any]:
-        return list(self.followers)
 
     def _move(self, to: FillState) -> None:
         assert to in TRANSITIONS[self.state], f"{self.state} to {to}"

@@ -35,17 +35,17 @@ _DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 def primary(scheme: bytes, authority: bytes, path: bytes, query: bytes, scope: bytes = b"") -> bytes:
     """16 bytes that name a URL as one scope answers it. `path` is the canonical one, `query` the raw one (``?`` without anything
     after it is the same as none)."""
-    return blake2b(b"\0".join((scope, scheme, _authority(scheme, authority), path, query)), digest_size=DIGEST_SIZE).digest()
+    return blake2b(b"\0".join((scope, scheme, canonical(scheme, authority), path, query)), digest_size=DIGEST_SIZE).digest()
 
 
 def origin(scheme: bytes, authority: bytes) -> tuple[bytes, bytes]:
     """The same for two spellings of one origin."""
-    return scheme, _authority(scheme, authority)
+    return scheme, canonical(scheme, authority)
 
 
 @lru_cache(maxsize=1024)
-def _authority(scheme: bytes, authority: bytes) -> bytes:
-    """Lower case, without the scheme's own port and without a trailing dot."""
+def canonical(scheme: bytes, authority: bytes) -> bytes:
+    """An authority in lower case, without the scheme's own port and without a trailing dot."""
     authority = authority.lower()
     if authority.endswith(_DEFAULT_PORTS.get(scheme, b"\0")):
         authority = authority[: -len(_DEFAULT_PORTS[scheme])]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from twistedproxy.clock import Timed
 from twistedproxy.errors import ProxyError, ServerClosed
 from twistedproxy.http.cache.entries import Entry, decoded
-from twistedproxy.http.cache.fills import Fill, FillState
+from twistedproxy.http.cache.fills import PIECE, Fill, FillState, Followed, Follower
 from twistedproxy.http.cache.stored import CorruptEntry
 from twistedproxy.ipc.scoreboard import Column
 from twistedproxy.net.doorbell import Doorbell
@@ -203,54 +203,21 @@ class RemoteFollower:
         self._say(PASS)
 
 
-class RemoteFill(Timed):
-    """A fill of another worker, with the face of a `Fill` for the exchanges here that follow it."""
-
-    head = None
-    refused = None
-    stale: Entry | None = None
-    is_forgotten = False
+class RemoteFill(Timed, Followed):
+    """A fill of another worker, for the exchanges here that follow it."""
 
     def __init__(self, cache: Cache, key: bytes, primary: bytes, neighbours: Neighbours) -> None:
         super().__init__()
         self.cache = cache
         self.key = self.claimed_key = key
         self.primary = primary
-        self.state = FillState.ASKING
-        self.entry: Entry | None = None
-        self.length = 0
-        self.size = 0
-        self.followers: dict[Any, None] = {}
-        self.fetch = self
+        self.followers: dict[Follower, None] = {}
         self.started = cache.seconds()
         self._neighbours = neighbours
         self._file: Any = None
         cache.wheel.arm(self, self.started + LOOK_EVERY_S)
 
-    server_address = ""
-    attempts = 0
-
-    def attempt_log(self, server: str) -> list[dict[str, object]]:
-        return []
-
-    def attach(self, follower: Any) -> bool:
-        if self.entry is not None and not follower.chooses(self.entry):
-            return False
-        self.followers[follower] = None
-        return True
-
-    def detach(self, follower: Any) -> None:
-        self.followers.pop(follower, None)
-
-    @property
-    def is_complete(self) -> bool:
-        return self.state is FillState.DONE
-
-    @property
-    def takes_followers(self) -> bool:
-        return self.state is FillState.ASKING or self.state is FillState.KEEPING
-
-    def read(self, position: int, most: int = 64 * 1024) -> bytes:
+    def read(self, position: int, most: int = PIECE) -> bytes:
         data: bytes = self._file.read(position, min(most, self.size - position))
         return data
 
@@ -266,10 +233,10 @@ class RemoteFill(Timed):
         elif word == DONE and self.state is FillState.KEEPING:
             self.size = number
             self._end(FillState.DONE)
-            for follower in list(self.followers):
+            for follower in self._all():
                 follower.fill_ended()
         elif word == PASS:
-            self.cache.believe_passed_on(self.claimed_key)
+            self.cache.passed_on.believe(self.claimed_key)
             self._release(FillState.FAILED)
         elif word == FAILED and self.state is FillState.KEEPING:
             self._fail()
@@ -280,7 +247,7 @@ class RemoteFill(Timed):
         self.cache.wheel.arm(self, self.cache.seconds() + LOOK_EVERY_S)
         self.size = max(size, self.size)
         if self.state is FillState.KEEPING:
-            for follower in list(self.followers):
+            for follower in self._all():
                 follower.fill_ended()  # read on
             return
         reader = self.cache.store.follow(path)
@@ -297,7 +264,7 @@ class RemoteFill(Timed):
         self.length = entry.stored.body_length
         self.state = FillState.KEEPING
         self.cache.chose(self, entry)
-        for follower in list(self.followers):
+        for follower in self._all():
             if follower.chooses(entry):
                 follower.fill_began(self)
             else:
@@ -330,14 +297,12 @@ class RemoteFill(Timed):
 
     def _fail(self) -> None:
         self._end(FillState.FAILED)
-        for follower in list(self.followers):
+        for follower in self._all():
             follower.fill_failed(ServerClosed("the answer broke off on its way into the cache"))
 
     def _release(self, state: FillState) -> None:
         self._end(state)
-        for follower in list(self.followers):
-            self.followers.pop(follower, None)
-            follower.fill_released()
+        self._release_all()
 
     def _end(self, state: FillState) -> None:
         self.state = state

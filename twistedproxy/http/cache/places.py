@@ -105,6 +105,15 @@ class Places:
             at += 1
         return None
 
+    def spot(self, key: bytes) -> tuple[int, int]:
+        """Where to look for an object that is nearly never there; see `is_vacant`."""
+        tag, _, bucket = KEY.unpack(key)
+        return tag, (self._first + (bucket & self._mask) * BUCKET) * 8
+
+    def is_vacant(self, spot: tuple[int, int]) -> bool:
+        """Whether `find` would surely find nothing, at a fraction of its cost."""
+        return spot[0] not in TAGS.unpack_from(self._memory, spot[1])
+
     def _place(self, key: bytes, index: int, cell: int) -> Place | None:
         """What the cell names, if that is `key` and still there."""
         unit = cell & 0xFFFFFFFF

@@ -170,9 +170,10 @@ def judge(request: RequestHead, response: ResponseHead, settings: Settings, requ
         said, targeted = control.directives(response), False
     else:
         targeted = True
-    refused = _refused_status(status, said, settings)
-    if refused is not None:
-        return refused
+    if status != 200 or said.no_store:
+        refused = _refused_status(status, said, settings)
+        if refused is not None:
+            return refused
     if response.body_length_for(b"GET") == UNTIL_CLOSE:
         return Refused.UNFRAMED
     if said.private:

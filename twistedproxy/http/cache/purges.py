@@ -57,6 +57,8 @@ class Purges:
         self._purges: dict[tuple[str, str, bool], Purge] = {}
         self.count = 0
         """Of all there ever were; entries remember it."""
+        self.latest = 0.0
+        """When the latest was: what was asked for after that is covered by none."""
 
     def __len__(self) -> int:
         return len(self._purges)
@@ -68,6 +70,7 @@ class Purges:
         copied = Purges()
         copied._purges = dict(self._purges)
         copied.count = self.count
+        copied.latest = self.latest
         return copied
 
     def add(self, purge: Purge) -> None:
@@ -83,6 +86,7 @@ class Purges:
             purges = self._purges = {key: other for key, other in purges.items() if other.at > purge.at}
         purges[key] = purge
         self.count += 1
+        self.latest = max(self.latest, purge.at)
         if len(purges) > MOST:
             old = list(islice(purges, len(purges) // 2))
             latest = max(purges.pop(key).at for key in old)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twistedproxy.http import forwarding
 from twistedproxy.http.cache import conditional, keys, policy
 from twistedproxy.http.cache.entries import Entry
+from twistedproxy.http.cache.sending import SEND_FROM, give_file
 from twistedproxy.http.cache.status import hit
 from twistedproxy.http.exchange import Exchange
 from twistedproxy.http.head import RESPONSE_LIMITS, parse_response
@@ -23,6 +24,7 @@ from twistedproxy.http.middleware.compression import accept_encoding
 
 if TYPE_CHECKING:
     from twistedproxy.http.cache.cache import Cache
+    from twistedproxy.http.cache.disk import Reader
 
 MOST_READY = 4096
 """Of one route."""
@@ -34,8 +36,8 @@ class Ready:
     """A kept answer as it goes out: its head is written once a second."""
 
     __slots__ = (
-        "arena", "counted", "fresh_until", "head", "not_modified", "place", "purges_seen", "second", "settings", "status", "stored",
-        "whole",
+        "arena", "counted", "file", "fresh_until", "head", "not_modified", "place", "purges_seen", "second", "settings", "status",
+        "stored", "whole",
     )  # fmt: skip
 
     def __init__(self, entry: Entry, form: Entry | None, arena: Any, settings: policy.Settings, counted: tuple[str, str]) -> None:
@@ -44,6 +46,8 @@ class Ready:
         self.arena = arena
         """In which `place` is; a reload may bring another one."""
         self.place = given.copy.place
+        self.file = None if given.copy.reader is None else given.key
+        """The key of what is in a file; the file itself is the store's to hold and to let go of."""
         self.whole = entry.copy.place if form is not None else None
         """Of what was compressed here: where its original is, without which it is not given."""
         self.stored = stored
@@ -123,16 +127,24 @@ def is_given_at_once(cache: Cache, exchange: Exchange, ready: dict[tuple[bytes, 
     now = cache.now()
     if now >= found.fresh_until or cache.purges.count != found.purges_seen or head.body_length or exchange.front.is_draining:
         return False
-    arena, place = cache.store.arena, found.place
-    whole = found.whole
-    is_there = arena is found.arena and arena.is_current(place) and (whole is None or arena.is_current(whole))
-    body = arena.body(place) if is_there else None
-    if body is None:
+    reader: Reader | None = None
+    body: bytes | None = None
+    if found.file is not None:
+        copy = cache.store.file(found.file, now)
+        if copy is not None and copy.value.__class__ is Entry and copy.value.stored is found.stored:
+            reader = copy.reader
+    else:
+        arena, place = cache.store.arena, found.place
+        whole = found.whole
+        if arena is found.arena and arena.is_current(place) and (whole is None or arena.is_current(whole)):
+            body = arena.body(place)
+    if body is not None:
+        arena.touch(place)
+        if whole is not None:
+            arena.touch(whole)
+    elif reader is None:
         del ready[name]
         return False
-    arena.touch(place)
-    if whole is not None:
-        arena.touch(whole)
     second = int(now)
     if found.second != second:
         found.render(now, second)
@@ -144,7 +156,11 @@ def is_given_at_once(cache: Cache, exchange: Exchange, ready: dict[tuple[bytes, 
             exchange.give(found.not_modified, 304, 0)
             cache.counts[found.counted] += 1
             return True
-    exchange.give(found.head + body, found.status, len(body))
+    if reader is None:
+        assert body is not None
+        exchange.give(found.head + body, found.status, len(body))
+    else:
+        give_file(exchange, found.head, found.status, reader)
     cache.counts[found.counted] += 1
     return True
 
@@ -153,7 +169,9 @@ def make_ready(cache: Cache, exchange: Any, entry: Entry, form: Entry | None = N
     """`entry`, or its compressed `form`, was given to `exchange`: let the next who ask the same way have it at once, if their route does
     nothing else."""
     ready, head, stored, client = exchange.actions.kept, exchange.head, entry.stored, exchange.connection.client
-    if ready is None or client.is_trusted or entry.copy.reader is not None:
+    if ready is None or client.is_trusted:
+        return
+    if entry.copy.reader is not None and (form is not None or client.tls is not None or entry.copy.length < SEND_FROM):
         return
     if form is not None and (form.copy is None or form.copy.reader is not None):
         return

@@ -8,21 +8,27 @@ How it works
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twistedproxy.errors import BrokenCopy
 from twistedproxy.http.acting import ActingExchange
 from twistedproxy.http.cache import ranges
+from twistedproxy.http.cache.fills import PIECE
 from twistedproxy.http.cache.kept import Kept
-from twistedproxy.http.exchange import State
+from twistedproxy.http.exchange import Exchange, State
 from twistedproxy.http.messages import ResponseHead
-from twistedproxy.net.sendfile import FileSend
+from twistedproxy.net.sendfile import FileSend, send_at_once
 
-PIECE = 64 * 1024
+if TYPE_CHECKING:
+    from twistedproxy.http.cache.disk import Reader
+
 PIECES_PER_TURN = 4
 """So many are given to one client before others have their turn: sockets may take megabytes at once."""
 SEND_FROM = 32 * 1024
 """Bytes of a file from which sending them inside the kernel pays."""
+
+
+_RESPONDING = State.RESPONDING
 
 
 class SendingExchange(ActingExchange):
@@ -34,7 +40,8 @@ class SendingExchange(ActingExchange):
     """Where the rest of the body is read: a fill or a file."""
     _end: int | None = None
     """Where in it this answer ends; None: where it does."""
-    _parts: deque[ranges.Part]
+    _parts: deque[ranges.Part] | None = None
+    """Those that are still to come, of an answer with parts."""
     _after = b""
     _is_paused = False
     _goes_on = False
@@ -46,6 +53,7 @@ class SendingExchange(ActingExchange):
         ActingExchange.respond(self, head, length, body, is_done)
 
     def _next_part(self) -> bytes:
+        assert self._parts is not None
         part = self._parts.popleft()
         self.position = part.first
         self._end = part.first + part.length
@@ -78,7 +86,7 @@ class SendingExchange(ActingExchange):
         if self._sending is not None:
             return True
         end, transport = self._end, self.connection.transport
-        if not isinstance(source, Kept) or end is None or self._has_parts or self._after or end - self.position < SEND_FROM:
+        if not isinstance(source, Kept) or end is None or self._parts or self._after or end - self.position < SEND_FROM:
             return False
         if self.state is not State.RESPONDING or not transport.is_plain or self._response_length < 0 or self.transform is not None:
             return False
@@ -98,6 +106,13 @@ class SendingExchange(ActingExchange):
         else:
             self.fail(BrokenCopy("what is kept of the answer is damaged"))
 
+    def send_on(self, file: Kept, first: int, length: int) -> None:
+        """The rest of an answer whose beginning was sent, when its client takes it."""
+        self.position = self.bytes_sent = first
+        self._sending = file.send(self.connection.transport, first, length - first, self._kernel_sent, self._kernel_done)
+        self.connection.stop_waiting()
+        self._sending.begin()
+
     def _next_piece(self, source: Any) -> tuple[bytes, bool]:
         end = self._end
         most = PIECE if end is None else min(PIECE, end - self.position)
@@ -110,13 +125,9 @@ class SendingExchange(ActingExchange):
             return data, source.is_complete and self.position == source.size
         if self.position < end:
             return data, False
-        if self._has_parts:
+        if self._parts:
             return data + self._next_part(), False
         return data + self._after, True
-
-    @property
-    def _has_parts(self) -> bool:
-        return bool(self.__dict__.get("_parts"))
 
     def pause_response(self) -> None:
         self._is_paused = True
@@ -135,3 +146,21 @@ class SendingExchange(ActingExchange):
         sending, self._sending = self._sending, None
         if sending is not None:
             sending.cancel()
+
+
+def give_file(exchange: Exchange, head: bytes, status: int, reader: Reader) -> None:
+    """Send a whole answer as it is, from a file whose first block was verified. Nearly always a socket takes all of it at once."""
+    connection = exchange.connection
+    length = reader.length
+    assert length is not None
+    exchange.state = _RESPONDING
+    exchange.status = status
+    sent = send_at_once(connection.transport, head, reader.fd, reader.body_offset, min(length, reader.head.block))
+    connection.front.counts.bytes_out += len(head) + sent
+    if sent == length:
+        exchange.bytes_sent = sent
+        exchange._finish()
+        return
+    exchange.__class__ = SendingExchange
+    assert isinstance(exchange, SendingExchange)
+    exchange.send_on(Kept(reader), sent, length)

@@ -35,6 +35,9 @@ class Forwarded(StrEnum):
     PARTIAL = "partial"
 
 
+_WORDS = {why: why.encode("ascii") for why in Forwarded}
+
+
 def identity(name: bytes) -> bytes:
     """A cache's name as the field shows it: a token where it is one, else a string."""
     if _TOKEN.fullmatch(name) is not None:
@@ -62,7 +65,9 @@ def forwarded(
 ) -> bytes:
     """The field line of an answer that a server was asked for; `status` is the server's, where it is not the one the client gets.
     `collapsed`: another request's answer served this one too."""
-    parts = [b"Cache-Status: %b; fwd=%b" % (name, why.encode("ascii"))]
+    if stored and status is not None and ttl_s is not None and not collapsed and not detail and -_MOST < ttl_s < _MOST:
+        return b"Cache-Status: %b; fwd=%b; fwd-status=%d; stored; ttl=%d\r\n" % (name, _WORDS[why], status, ttl_s // 1)
+    parts = [b"Cache-Status: %b; fwd=%b" % (name, _WORDS[why])]
     if status is not None:
         parts.append(b"fwd-status=%d" % status)
     if stored:
@@ -86,8 +91,7 @@ def _floor(seconds: float) -> int:
 
 def marked(head: ResponseHead, line: bytes) -> ResponseHead:
     """`head` with our Cache-Status `line` behind those of other caches."""
-    found: Any = Marked(head, line)
-    return found  # type: ignore[no-any-return]
+    return Marked(head, line)
 
 
 class Marked:

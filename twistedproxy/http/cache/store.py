@@ -17,21 +17,18 @@ How it works
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 from twistedproxy.http.cache.arena import Arena, Place
 from twistedproxy.http.cache.disk import Disk, Reader, Writer
+from twistedproxy.http.cache.spill import Spill
 
 MOST_OPEN: Final = 128
 """Files held open."""
 MOST_ABSENT: Final = 4096
 """Keys known not to be on disk."""
-MOST_WAITING: Final = 1024
-MOST_WAITING_BYTES: Final = 32 << 20
-"""Objects on their way from memory to disk; what comes on top of that stays in memory only."""
 
 _RENEWAL: Final = int.from_bytes(b"meta of the file", "little")
 """Turns the key of an object into that of its renewed meta."""
@@ -40,7 +37,7 @@ _RENEWAL: Final = int.from_bytes(b"meta of the file", "little")
 class Copy:
     """A kept object as one worker knows it."""
 
-    __slots__ = ("_arena", "_body", "key", "length", "meta", "place", "reader", "value")
+    __slots__ = ("_arena", "_body", "key", "length", "meta", "place", "reader", "renewal_spot", "value")
 
     def __init__(self, key: bytes, meta: bytes, length: int, arena: Arena | None, place: Place | None, reader: Reader | None) -> None:
         self.key = key
@@ -53,6 +50,8 @@ class Copy:
         """On disk; else None. Keep a reference while you send from it."""
         self.value: Any = None
         """The holder's: what it made of `meta`."""
+        self.renewal_spot: tuple[int, int] | None = None
+        """Where in memory the new meta of a file would be."""
         self._arena = arena
         self._body: bytes | None = None
 
@@ -81,7 +80,6 @@ class Store:
         self.disk = disk
         self.largest_in_memory = 0 if arena is None else arena.largest
         """Bytes of meta and body together."""
-        self._in_thread = in_thread
         self._most_held = most_held
         self._held: dict[bytes, Copy] = {}
         self._open: dict[bytes, Copy] = {}
@@ -89,16 +87,12 @@ class Store:
         self._absent: dict[bytes, None] = {}
         self._last: Copy | None = None
         """The one copy that may have its body at hand."""
-        self._lock = threading.Lock()
-        """For what the thread shares with us: the two queues and whether it runs."""
-        self._to_disk: dict[bytes, tuple[Place, bytes, bytes]] = {}
-        self._to_disk_bytes = 0
-        self._to_unlink: deque[bytes] = deque()
-        self._is_working = False
-        self.spilled = 0
-        self.not_spilled = 0
+        self.is_on_disk = False
+        """Whether the disk took what memory did not, at the last `put` that gave None."""
+        self._spill = None
         if arena is not None and disk is not None:
-            arena.promoted = self._spill
+            self._spill = Spill(arena, disk, in_thread)
+            arena.promoted = self._spill.write
 
     # Finding
 
@@ -117,6 +111,14 @@ class Store:
                 return copy
             self._forget(key)
         return self._find(key)
+
+    def file(self, key: bytes, now: float) -> Copy | None:
+        """What `find` says of a large object that is held open, at a fraction of its cost; None: ask `find`."""
+        copy = self._open.get(key)
+        if copy is None:
+            return None
+        assert copy.reader is not None
+        return copy if copy.reader.is_ready(now) and self._is_latest(copy) else None
 
     def _find(self, key: bytes) -> Copy | None:
         arena = self.arena
@@ -176,18 +178,24 @@ class Store:
     def _hold(self, copy: Copy, body: bytes | None) -> None:
         held = self._held
         if len(held) >= self._most_held and copy.key not in held:
-            self._forget(next(iter(held)))
+            self._hold_fewer()
         held[copy.key] = copy
         if self._last is not None:
             self._last._body = None
         self._last = copy
         copy._body = body
 
+    def _hold_fewer(self) -> None:
+        """The oldest sixteenth at once: looking for the first of a dict takes longer the more were taken from its front."""
+        for key in list(islice(self._held, max(1, self._most_held // 16))):
+            self._forget(key)
+
     def _forget(self, key: bytes) -> None:
         """Let go of what is held; says nothing of what is kept."""
         copy = self._held.pop(key, None)
         if copy is not None and copy.reader is not None:
             self._open.pop(key, None)
+            copy.value = None  # it may lead back here; but a file is closed with the last who sends from it, not by the collector
 
     # Files whose meta was renewed
 
@@ -214,7 +222,10 @@ class Store:
             arena.touch(copy.place)
             return True
         assert copy.reader is not None
-        return self._renewed(copy.key, copy.reader) is None
+        spot = copy.renewal_spot
+        if spot is None:
+            spot = copy.renewal_spot = arena.spot(_renewal_key(copy.key))
+        return arena.is_vacant(spot) or self._renewed(copy.key, copy.reader) is None
 
     def renew(self, copy: Copy, meta: bytes) -> Copy | None:
         """Keep `meta` in place of the meta of a copy, whose body stays. None: the copy is gone, or memory takes nothing."""
@@ -236,31 +247,27 @@ class Store:
 
     def put(self, key: bytes, meta: bytes, body: bytes) -> Copy | None:
         """Keep a complete object. None: it is not in memory (too large, or this worker drains); it may be on disk in a moment."""
-        self._forget(key)
+        held = self._held
+        if key in held:
+            self._forget(key)
         arena, disk = self.arena, self.disk
         place = None
         if arena is not None:
             place = arena.put(key, meta, body)
             if place is None:
                 arena.remove(key)
-        if disk is not None:
-            if self._to_disk:
-                self._unqueue(key)
-            if place is None:
-                disk.write(key, meta, body)
-            elif key in self._absent:
+        spill = self._spill
+        if spill is not None:
+            spill.forget(key)
+        if place is not None:
+            if key in self._absent:
                 del self._absent[key]
-            else:
-                self._to_unlink.append(key)  # an older one would be found when this one is dropped
-                self._wake()
-        if place is None:
-            return None
-        copy = Copy(key, meta, len(body), arena, place, None)
-        held = self._held
-        if len(held) >= self._most_held:
-            self._forget(next(iter(held)))
-        held[key] = copy
-        return copy
+            elif spill is not None:
+                spill.unlink(key)
+            return Copy(key, meta, len(body), arena, place, None)
+        if disk is not None:
+            self.is_on_disk = disk.write(key, meta, body)
+        return None
 
     def writer(self, key: bytes, meta: bytes) -> Writer | None:
         """For an object that is large, or that others want to read while it arrives. None: there is no disk, or it fails."""
@@ -279,14 +286,16 @@ class Store:
     def _written(self, key: bytes) -> None:
         self._forget(key)
         self._absent.pop(key, None)
-        self._unqueue(key)
+        if self._spill is not None:
+            self._spill.forget(key)
         if self.arena is not None:
             self.arena.remove(key)
 
     def remove(self, key: bytes) -> bool:
         """Forget an object, for all workers; whether there was one."""
         self._forget(key)
-        self._unqueue(key)
+        if self._spill is not None:
+            self._spill.forget(key)
         arena, disk = self.arena, self.disk
         was_there = arena is not None and arena.remove(key)
         if disk is not None:
@@ -294,63 +303,6 @@ class Store:
             if arena is not None:
                 arena.remove(key)
         return was_there
-
-    # From memory to disk, in a thread
-
-    def _spill(self, place: Place, meta: bytes, body: bytes) -> None:
-        size = len(meta) + len(body)
-        with self._lock:
-            if len(self._to_disk) >= MOST_WAITING or self._to_disk_bytes + size > MOST_WAITING_BYTES:
-                self.not_spilled += 1
-                return
-            self._drop_queued(place.key)
-            self._to_disk[place.key] = (place, meta, body)
-            self._to_disk_bytes += size
-        self._wake()
-
-    def _unqueue(self, key: bytes) -> None:
-        with self._lock:
-            self._drop_queued(key)
-
-    def _drop_queued(self, key: bytes) -> None:
-        queued = self._to_disk.pop(key, None)
-        if queued is not None:
-            self._to_disk_bytes -= len(queued[1]) + len(queued[2])
-
-    def _wake(self) -> None:
-        if not self._is_working:
-            self._is_working = True
-            self._in_thread(self._work)
-
-    def _work(self) -> None:
-        """In the thread: all that waits, oldest first."""
-        arena, disk = self.arena, self.disk
-        assert disk is not None
-        try:
-            while True:
-                while self._to_unlink:
-                    disk.remove(self._to_unlink.popleft())
-                with self._lock:
-                    if not self._to_disk:
-                        if self._to_unlink:
-                            continue
-                        self._is_working = False
-                        return
-                    key = next(iter(self._to_disk))
-                    place, meta, body = self._to_disk[key]
-                    self._drop_queued(key)
-                assert arena is not None
-                if not arena.is_current(place) or disk.has(key, meta, len(body)):
-                    continue
-                if disk.write(key, meta, body):
-                    self.spilled += 1
-                    if not arena.is_current(place):  # removed or replaced meanwhile
-                        disk.remove(key)
-                else:
-                    self.not_spilled += 1
-        except BaseException:
-            self._is_working = False
-            raise
 
     # Life
 
@@ -365,7 +317,9 @@ class Store:
             self.arena.release()
 
     def statistics(self) -> dict[str, int]:
-        found = {"held": len(self._held), "spilled": self.spilled, "not_spilled": self.not_spilled}
+        found = {"held": len(self._held)}
+        if self._spill is not None:
+            found |= {"spilled": self._spill.written, "not_spilled": self._spill.not_written}
         if self.arena is not None:
             found |= {f"memory_{name}": value for name, value in self.arena.statistics().items()}
         if self.disk is not None:

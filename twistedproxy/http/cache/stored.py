@@ -17,12 +17,12 @@ FORMAT = 1
 """First byte of the stored form; another one is not read (the entry counts as corrupt, which a store treats as a miss)."""
 
 _HEADER = struct.Struct("<BBHIHHHHIdddddq")
+_PLAIN = struct.Struct("<BBHIHHHHIdddddqHH")
+"""The same and the lengths of the validators: all there is before the texts where nothing chooses and nothing is tagged."""
 _UNKNOWN = -1
 _ABSENT = 0xFFFF
 MAX_TEXT = 0xFFFE
 """Bytes of one validator or of one selecting value: what is longer is not stored."""
-KEEP_FOR_VALIDATION_S = 86_400.0
-"""A stale answer with a validator is worth keeping so much longer: its renewal costs a 304."""
 
 _NOT_IN_304 = frozenset(
     (b"content-type", b"content-encoding", b"content-language", b"content-range", b"content-md5", b"content-digest", b"content-length")
@@ -103,14 +103,6 @@ class Stored:
         least = self.stored_at - self.born
         return int(age if age > least else least)
 
-    @property
-    def keep_until(self) -> float:
-        """After this moment it is of no use to anybody."""
-        until = max(self.fresh_until, self.stale_until, self.error_until)
-        if self.etag is not None or self.last_modified is not None:
-            until = max(until, self.stored_at) + KEEP_FOR_VALIDATION_S
-        return until
-
     def fields(self) -> Iterator[tuple[bytes, bytes]]:
         """(name as sent, value) in order."""
         for line in self.block.split(b"\r\n")[:-1]:
@@ -168,14 +160,28 @@ class Stored:
 
     def to_bytes(self) -> bytes:
         """The stored form, which `from_bytes` reads; it says nothing of its own length and has no checksum: that is the store's."""
-        texts = (self.etag, self.last_modified, *self.vary, *self.selecting, *self.tags)
+        etag, last_modified, block = self.etag, self.last_modified, self.block
+        if not self.vary and not self.tags:
+            etag_size = _ABSENT if etag is None else len(etag)
+            modified_size = _ABSENT if last_modified is None else len(last_modified)
+            etag, last_modified = etag or b"", last_modified or b""
+            return (
+                _PLAIN.pack(
+                    FORMAT, self.flags, self.status, len(block), 0, 0, 0, 0, len(etag) + len(last_modified), self.born, self.stored_at,
+                    self.fresh_until, self.stale_until, self.error_until, self.body_length, etag_size, modified_size,
+                )
+                + etag
+                + last_modified
+                + block
+            )  # fmt: skip
+        texts = (etag, last_modified, *self.vary, *self.selecting, *self.tags)
         lengths = struct.pack(f"<{len(texts)}H", *[_ABSENT if text is None else len(text) for text in texts])
         header = _HEADER.pack(
-            FORMAT, self.flags, self.status, len(self.block), len(self.vary), len(self.selecting), len(self.tags), 0,
+            FORMAT, self.flags, self.status, len(block), len(self.vary), len(self.selecting), len(self.tags), 0,
             sum([len(text) for text in texts if text]), self.born, self.stored_at, self.fresh_until, self.stale_until, self.error_until,
             self.body_length,
         )  # fmt: skip
-        return b"".join((header, lengths, *[text for text in texts if text], self.block))
+        return b"".join((header, lengths, *[text for text in texts if text], block))
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> Stored:

@@ -6,7 +6,7 @@ How it works
     strong validator any more, no ranges, and no digests of bytes that nobody gets (RFC 9110 7.7, 8.8.1, 12.5.5; RFC 9530).
 
     Left alone: what is compressed already, parts (206), 204, 205 and 304, ``no-transform`` of either side, types that are not named,
-    bodies known to be small. A 304 gets the weak form of its ETag when that is what the client holds.
+    bodies known to be small. A part says `Vary` as the whole would. A 304 gets the weak form of its ETag when that is what the client has.
     Where the body's length is not known in advance, everything that came is flushed out at once: events, logs, answers that are written
     bit by bit reach the client as soon as the server sends them.
 """
@@ -27,6 +27,7 @@ _UNTOUCHED = frozenset({204, 205, 206, 304})
 _OF_THE_BYTES = (b"content-length", b"accept-ranges", b"content-md5", b"digest", b"content-digest", b"repr-digest")
 """Fields that are not true any more once the body is changed."""
 _EVENTS = b"text/event-stream"
+_PARTS = b"multipart/byteranges"
 _MOST_TYPES = 256
 """Content types whose answer is remembered."""
 
@@ -107,6 +108,8 @@ class Compression:
             return _still_weak(request, head)
         if _says_no(request):
             return head
+        if head.status == 206:
+            return self._part(head)
         plan = self.plan(accept_encoding(request), head, exchange.answer_size)
         if plan is None:
             return head
@@ -123,6 +126,17 @@ class Compression:
                 coder = codings.encoder(plan.encode, level, size, is_stream)
                 exchange.transform_by(Compressing(plan.encode, coder, effort, flushes=size < 0))
         return as_planned(plan, head)
+
+    def _part(self, head: ResponseHead) -> ResponseHead:
+        """A part stays as it is; what the whole would say in `Vary` it has to say too (RFC 9110 15.3.7)."""
+        coded = _coding(head)
+        if _says_no(head) or (coded and coded not in self._decodable):
+            return head
+        size = (head.get(b"content-range") or b"").rpartition(b"/")[2]
+        is_small = not coded and size.isdigit() and int(size) < max(self._min_size, 1)
+        kind: bytes = head.get(b"content-type") or b""
+        may_change = coded or self._is_wanted(head) or kind[: len(_PARTS)].lower() == _PARTS  # of which only the parts say the type
+        return as_planned(AS_IT_IS, head) if may_change and not is_small else head
 
     def on_local(self, exchange: Any, local: LocalResponse) -> LocalResponse:
         head: Any = _LocalHead(local)
