@@ -78,7 +78,7 @@ def test_mariadb_is_up_without_an_account_and_does_not_count_interrupted_handsha
 def test_mariadb_that_is_full_is_down(part) -> None:
     """ "Too many connections" is told in the server's own words."""
     mariadb = part(bed.MariaDb)
-    assert bed.MariaDb.sql(mariadb.port, "set global max_connections = 10").returncode == 0
+    assert bed.MariaDb.sql(mariadb.port, "set global max_connections = 10, global connect_timeout = 300").returncode == 0
     sessions = [bed.socket.create_connection((bed.HOST, mariadb.port)) for _ in range(12)]
     try:
         bed.wait_until(lambda: probe(mariadb.address, "mysql") == "False Too many connections (1040)", "the check to see it")

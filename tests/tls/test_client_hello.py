@@ -6,12 +6,12 @@ import socket
 import ssl
 import struct
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.errors import BadHello
-from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, _collect, read
+from twistedproxy.tls.client_hello import MAX_BYTES, ClientHello, Incomplete, _collect, _said, read
 
 
 def real_hello(name: str | None, protocols: list[str]) -> bytes:
@@ -46,6 +46,9 @@ def hello(extensions: bytes | None, record: int = 16384) -> bytes:
     message = b"\x01" + len(body).to_bytes(3, "big") + body
     parts = [message[at : at + record] for at in range(0, len(message), record)]
     return b"".join(b"\x16\x03\x01" + struct.pack("!H", len(part)) + part for part in parts)
+
+
+REAL = real_hello("a.example", ["h2"])
 
 
 class Hellos(SynchronousTestCase):
@@ -103,12 +106,24 @@ class Hellos(SynchronousTestCase):
             except BadHello:
                 pass
 
+    def test_what_is_remembered_is_small(self):
+        """Clients may say what they like and as long as they like: of that nothing is kept."""
+        read(hello(sni(b"kept.example")))
+        kept = _said.cache_info().currsize
+        for n in range(5):
+            many = b"".join(b"\x02%02d" % (n * 10 + at % 10) for at in range(1000))
+            offered = extension(16, struct.pack("!H", len(many)) + many)
+            self.assertEqual(len(read(hello(sni(b"kept.example") + offered)).protocols), 1000)
+            self.assertEqual(read(hello(sni(b"1" * (5000 + n)))).name, "")
+        self.assertEqual(_said.cache_info().currsize, kept)
+
+    @settings(deadline=None)
     @given(st.data())
     def test_the_short_way_and_the_long_one_agree(self, draw):
         """One record with all in it is read without being collected first; what is damaged in it is no reason to answer otherwise."""
         whole = hello(sni(b"a.example"))
         split = hello(sni(b"a.example"), record=len(whole) - 5 - draw.draw(st.integers(1, 6)))
-        data = bytearray(draw.draw(st.sampled_from((real_hello("a.example", ["h2"]), whole, split, hello(None)))))
+        data = bytearray(draw.draw(st.sampled_from((REAL, whole, split, hello(None)))))
         for _ in range(draw.draw(st.integers(0, 3))):
             data[draw.draw(st.integers(0, min(len(data) - 1, 60)))] = draw.draw(st.integers(0, 255))
         data = bytes(data[: draw.draw(st.integers(0, len(data)))] + draw.draw(st.binary(max_size=5)))

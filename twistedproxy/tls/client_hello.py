@@ -31,6 +31,8 @@ _start = struct.Struct("!HBHBBH").unpack_from
 _head = struct.Struct("!HH").unpack_from
 """Of an extension: type, length."""
 _WHOLE = HANDSHAKE << 8 | 3
+_SHORT = 100
+"""Longer extensions are not remembered, or a thousand clients could fill the memory with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,8 @@ def _hello(body: bytes, data: bytes) -> ClientHello:
         raise BadHello(_CUT, data) from None
     if at > size:
         raise BadHello(_CUT, data)
-    return _said(name, protocols)
+    is_short = (name is None or len(name) <= _SHORT) and (protocols is None or len(protocols) <= _SHORT)
+    return _said(name, protocols) if is_short else _said.__wrapped__(name, protocols)
 
 
 @functools.lru_cache(1000)

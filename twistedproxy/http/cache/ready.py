@@ -4,8 +4,9 @@ How it works
     A route that does nothing besides keeping answers has a table of those used lately, by what clients sent. An answer in it is given
     when the request asks for nothing special and the answer is current, fresh and not purged; its head is written once a second, since
     only its age changes. Where answers vary, the table leads to a `Choice` of them by the values that the request chooses by; so it does
-    to those that were compressed here. A client that has the answer already gets its 304 the same way. Everything else goes the long
-    way, `caching`.
+    to those that were compressed here. A client that has the answer already gets its 304 the same way. The body comes from memory, or,
+    when the store holds its file open, from there: head and file go to a plain socket without another exchange being made of this one,
+    unless the client is slow. Everything else goes the long way, `caching`.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Choice:
 
 
 def is_given_at_once(cache: Cache, exchange: Exchange, ready: dict[tuple[bytes, bytes, bool], Ready | Choice]) -> bool:
-    """The way of nearly all hits: a GET for an answer that lies ready in memory."""
+    """The way of nearly all hits: a GET for an answer that lies ready, in memory or in an open file."""
     head, client = exchange.head, exchange.connection.client
     name = (head.authority, head.target, client.tls is None)
     found = ready.get(name)

@@ -2,7 +2,8 @@
 
 How it works
     The source is read a piece at a time while the client's transport takes them. A long rest of a kept file that nobody needs to look
-    at goes from the file to the socket inside the kernel. Of an answer with parts (206), each part has a few bytes before it.
+    at goes from the file to the socket inside the kernel. Of an answer with parts (206), each part has a few bytes before it. A file that
+    lies ready (`ready`) is given by `give_file`: only what the socket does not take at once needs a `SendingExchange`.
 """
 
 from __future__ import annotations
