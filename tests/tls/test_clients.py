@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.trial.unittest import SynchronousTestCase
 
 from twistedproxy.tls.certificates import Choice
-from twistedproxy.tls.clients import client_tls
+from twistedproxy.tls.clients import MOST_TOLD, client_tls
 
 
 class Connection:
@@ -51,6 +51,12 @@ class Clients(SynchronousTestCase):
         old = Connection(None)
         old.get_protocol_version, old.get_protocol_version_name = lambda: 0x303, lambda: "TLSv1.2"
         self.assertEqual(client_tls(old, "a.example", choice).version, "TLSv1.2")
+
+    def test_clients_that_make_names_up_fill_no_memory(self):
+        choice = Choice(None, ("", "1.2"), False)
+        for n in range(2000):
+            self.assertEqual(client_tls(Connection(None), f"{n}.example", choice).name, f"{n}.example")
+        self.assertLessEqual(len(choice.told), MOST_TOLD)
 
     def test_a_subject_cannot_add_lines_to_a_request(self):
         """Whoever signs certificates may not be whoever runs the proxy."""

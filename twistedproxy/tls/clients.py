@@ -29,6 +29,8 @@ class ClientTls:
     """Fingerprint of the client's certificate, lower-case hexadecimal."""
 
 
+MOST_TOLD = 256
+"""Of one certificate's clients without one of their own: so many different facts are shared at most."""
 _KINDS: dict[type, str] = {x509.DNSName: "DNS", x509.RFC822Name: "email", x509.UniformResourceIdentifier: "URI", x509.IPAddress: "IP"}
 
 
@@ -38,6 +40,8 @@ def client_tls(tls: SSL.Connection, name: str, choice: Choice) -> ClientTls:
         version = tls.get_protocol_version()
         known: ClientTls | None = choice.told.get((version, name))
         if known is None:
+            if len(choice.told) >= MOST_TOLD:  # names are the clients' to choose
+                choice.told.clear()
             known = choice.told[version, name] = ClientTls(tls.get_protocol_version_name(), name, choice.demands)
         return known
     certificate = tls.get_peer_certificate(as_cryptography=True)
