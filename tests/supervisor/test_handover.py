@@ -53,6 +53,15 @@ class HandOverTests(base.SupervisorTestCase):  # type: ignore[name-defined, misc
         self.assertEqual((self.supervisor.revision, server.address, server.weight_now), (1, A, 7))
         self.supervisor.operations.current = None
 
+    async def test_purges_a_successor_took_before_it_failed_are_told_to_our_workers(self) -> None:
+        """They are in no journal, so its revision says nothing of them."""
+        one = self.supervisor.hand_over
+        await one.freeze()
+        told: list[bool] = []
+        self.patch(one._purging, "read_again", lambda: told.append(True))
+        one.thaw()
+        self.assertEqual(told, [True])
+
     async def test_a_change_in_work_is_through_before_the_journal_is_closed(self) -> None:
         self.is_held = True
         applying = self.bench.run(self.apply(SetWeight("web", A, 7)))

@@ -18,6 +18,7 @@ from twistedproxy.supervisor.purging import FILE, MOST_AHEAD_S, Purging
 
 NOW = 1_800_000_000.0
 URL = "https://www.example.com/a"
+AT = '{"purges": 1, "all": [{"by": "tag", "what": "t", "at": %s, "is_soft": false}]}'
 
 
 class Workers:
@@ -146,7 +147,7 @@ class PurgingTests(SynchronousTestCase):
         self.assertEqual([purge.what for purge in self.workers.known], ["before", "t"])
 
     def test_a_file_that_nobody_can_read_purges_everything(self) -> None:
-        for text in ("", "{", '{"purges": 2, "all": []}', '{"purges": 1, "all": [{"by": 3}]}', "[" * 100_000):
+        for text in ("", "{", '{"purges": 2, "all": []}', '{"purges": 1, "all": [{"by": 3}]}', AT % "NaN", AT % "1e300", "[" * 100_000):
             with open(self.path, "w", encoding="utf-8") as file:
                 file.write(text)
             self.begin(is_ours=False)

@@ -100,7 +100,7 @@ class HandOver:
             current = self._operations.current
             model = self._plane.model if current is None else self._journal.lay_over(current.model)[0]
             self._plane.commit(model, self._journal.revision, None)
-            self._purging.read_again()  # and may have been told of purges
+        self._purging.read_again()  # it may have been told of purges, which are not journaled
         self._operations.thaw()
         self._observed.go_on_ordering()
         self.is_still = False

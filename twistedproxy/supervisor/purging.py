@@ -36,6 +36,8 @@ KINDS = ("url", "prefix", "tag", "all")
 SHOWN = 50
 MAX_SAID = 500
 """Characters that are kept of who purged and why."""
+MOST_SECONDS = 1e11
+"""Since the epoch; a time beyond that was not written here."""
 MOST_AHEAD_S = 86400.0
 """How far the clock may have been set back with purges still covering what was kept before that."""
 
@@ -225,6 +227,8 @@ class Purging:
             if not isinstance(found, dict) or found.get("purges") != FORMAT or not isinstance(found.get("all"), list):
                 raise ValueError(f"it is no list of purges of format {FORMAT}")
             purges = [plain.decode(CachePurged, each) for each in found["all"]]
+            if not all(0 <= purge.at < MOST_SECONDS for purge in purges):
+                raise ValueError("a time is none")
             told = found.get("told")
             if isinstance(told, list) and len(told) == len(purges):  # other versions may not say it
                 self._told = {(p.by, p.what, p.is_soft): plain.decode(tuple[str, str], t) for p, t in zip(purges, told, strict=True)}

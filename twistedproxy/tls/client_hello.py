@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import re
 import struct
+from collections import Counter
 from dataclasses import dataclass
 
 from twistedproxy.errors import BadHello
@@ -130,7 +131,7 @@ def _hello(body: bytes, data: bytes) -> ClientHello:
                 elif kind == _ALPN and at <= size:
                     protocols = body[at - length : at]
             if len(set(kinds)) != len(kinds):
-                raise BadHello(f"two extensions of type {max(kinds, key=kinds.count)}", data)
+                raise BadHello(f"two extensions of type {Counter(kinds).most_common(1)[0][0]}", data)
             at = max(at, end)
     except (IndexError, struct.error):
         raise BadHello(_CUT, data) from None

@@ -140,6 +140,7 @@ class Caches:
         if cache is None:
             return
         self._count(cache)
+        cache.store.let_go()
         if self._is_draining:
             return
         if self._arena is not None:

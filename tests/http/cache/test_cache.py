@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 
 from cache_workers import FRESH, CachingCase
@@ -44,6 +45,66 @@ class FindingTests(CachingCase):
         self.assertEqual(client.response().body, b"old")
         server.close()
         self.assertEqual(self.fill(worker, b"new").body, b"new")
+
+    def test_ca_10_who_comes_after_a_purge_does_not_follow_what_is_on_its_way(self) -> None:
+        """Not before its head is there, when any tag may be in it, nor while its body comes; nor when a copy is being renewed."""
+        worker = self.worker()
+        for n, (by, state) in enumerate(itertools.product(("url", "prefix", "tag", "all"), ("asking", "streaming", "renewing"))):
+            path = b"/%d/x" % n
+            what = {"url": f"http://example.com/{n}/x", "prefix": f"http://example.com/{n}/", "tag": f"t{n}", "all": ""}[by]
+            tagged = (FRESH, ETAG, b"Surrogate-Key: t%d" % n)
+            if state == "renewing":
+                self.fill(worker, b"old", *tagged, path=path)
+                self.bed.travel(100)
+            before = worker.client(self.get(path=path))
+            server = worker.origin.accept()
+            server.request()
+            old = self.answer(b"old", *tagged)
+            if state == "streaming":
+                server.send(old[:-1])
+                before.head()
+            self.bed.travel(0.1)
+            worker.cache.purge(by, what, worker.wall(), is_soft=False)
+            self.bed.travel(0.1)
+            after = worker.client(self.get(path=path))
+            anew = worker.origin.accept()
+            anew.request()
+            if state == "renewing":
+                server.send(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\nCache-Control: max-age=60\r\n\r\n')
+            else:
+                server.send(old[-1:] if state == "streaming" else old)
+            anew.send(self.answer(b"new"))
+            self.assertEqual(after.response().body, b"new", (by, state))
+            self.assertEqual(before.take(3) if state == "streaming" else before.response().body, b"old")
+            self.assertEqual([worker.ask(path=path).body for _ in range(2)], [b"new"] * 2, (by, state))
+            for peer in (server, anew, before, after):
+                peer.close()
+            self.bed.until(lambda: not any(server.idle for server in worker.pool.servers), "the idle connections to be gone")
+
+    def test_softly_purged_on_its_way(self) -> None:
+        """What the server said before the purge is stale when it comes, whether it is new or a renewal."""
+        for is_renewal in (False, True):
+            worker = self.worker()
+            path = b"/%d" % is_renewal
+            if is_renewal:
+                self.fill(worker, b"old", FRESH, ETAG, path=path)
+                self.bed.travel(100)
+            client = worker.client(self.get(path=path))
+            server = worker.origin.accept()
+            server.request()
+            self.bed.travel(0.1)
+            worker.cache.purge("url", "http://example.com" + path.decode(), worker.wall(), is_soft=True)
+            self.bed.travel(0.1)
+            renewal = b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\nCache-Control: max-age=60\r\n\r\n'
+            server.send(renewal if is_renewal else self.answer(b"old", FRESH, ETAG))
+            self.assertEqual(client.response().body, b"old")
+            client = worker.client(self.get(path=path))
+            self.assertEqual(server.request().get(b"If-None-Match"), b'"1"')
+            server.send(renewal)
+            self.assertEqual(client.response().body, b"old")
+            self.assertEqual(worker.ask(path=path).body, b"old")
+            server.close()
+            worker.stop()
 
     def test_softly_purged(self) -> None:
         """It is asked for again with its validator, and is there when the server fails."""

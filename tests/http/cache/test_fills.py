@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from typing import Any
 
@@ -191,6 +192,63 @@ class HerdTests(CachingCase):
         self.assertTrue(end.response().body == body[15_900_000:])
         self.assertEqual(fill.state, FillState.DONE)
         self.assertEqual(worker.store.statistics()["disk_write_failures"], 1)
+
+    def test_the_disk_is_full_from_the_first_byte_on(self) -> None:
+        """A file could be made, and nothing of the body fits into it: the client gets all of it, and the lease is given back."""
+        worker = self.worker()
+        body = os.urandom(300_000)
+        write = disk.Writer._write
+        count = 0
+
+        def full(writer: Any, data: Any) -> None:
+            nonlocal count
+            count += len(data) > 0
+            if count > 1:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            write(writer, data)
+
+        self.patch(disk.Writer, "_write", full)
+        self.assertTrue(self.fill(worker, body).body == body)
+        self.assertEqual((worker.leases, worker.cache.fills), (0, {}))
+
+    def test_files_are_closed_with_the_last_who_reads_them(self) -> None:
+        """Not by the collector, which may come late: what is evicted would take up the disk until then."""
+        one, two = self.two()
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for n in range(5):
+            data = self.answer(os.urandom(300_000))
+            path = b"/%d" % n
+            clients = [worker.client(self.get(path=path)) for worker in (one, one, two)]
+            server = one.origin.accept()
+            server.request()
+            server.send(data[:200_000])
+            for client in clients:
+                client.head()
+            server.send(data[200_000:])
+            for client in clients:
+                client.take(300_000)
+                client.close()
+            server.close()
+            self.bed.until(lambda: not (one.cache.fills or two.cache.fills), "the fills to be over")
+        self.bed.travel(3)  # the wheel's last look at them
+        self.assertEqual(self.open_files(), [])
+        one.ask(path=b"/1")
+        one.ask(path=b"/2")
+        self.assertEqual(len(self.open_files()), 2, "held for the next who want them")
+        os.unlink(os.path.realpath(self.open_files()[0]))
+        one.store.let_go()
+        self.assertEqual(len(self.open_files()), 1)
+
+    def open_files(self) -> list[str]:
+        """Of the store, as far as they are open in this process."""
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return [
+            link
+            for link in links
+            if os.path.lexists(link) and os.readlink(link).startswith((f"{self.directory}/objects", f"{self.directory}/fills"))
+        ]
 
     def test_the_disk_is_full_for_one_who_wants_the_end(self) -> None:
         """Its part is not there yet when the disk fails: it is the right one all the same."""

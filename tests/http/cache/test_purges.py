@@ -43,8 +43,10 @@ class PurgesTests(SynchronousTestCase):
     def test_an_answer_on_its_way_when_it_came_is_covered(self) -> None:
         self.assertIs(self.verdict("tag", "t", entry(asked_at=199, stored_at=205)), Verdict.GONE)
 
-    def test_what_was_validated_after_a_soft_purge_is_good_again(self) -> None:
-        self.assertIs(self.verdict("tag", "t", entry(asked_at=199, stored_at=205), is_soft=True), Verdict.GOOD)
+    def test_what_was_asked_for_after_a_soft_purge_is_good_again(self) -> None:
+        """And what was only on its way then is not: the server may have answered before."""
+        self.assertIs(self.verdict("tag", "t", entry(asked_at=201, stored_at=205), is_soft=True), Verdict.GOOD)
+        self.assertIs(self.verdict("tag", "t", entry(asked_at=199, stored_at=205), is_soft=True), Verdict.STALE)
 
     def test_a_good_entry_is_held_against_later_purges_only_and_against_all_of_them(self) -> None:
         kept = entry(asked_at=100)

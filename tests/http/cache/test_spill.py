@@ -58,6 +58,15 @@ class SpillTests(SynchronousTestCase):
         self.jobs.pop()()
         self.assertEqual((self.spill.written, self.is_on_disk(1), self.is_on_disk(2)), (0, False, False))
 
+    def test_a_removal_that_waits_does_not_hit_what_is_newer(self) -> None:
+        self.spill.unlink(key(1))
+        self.spill.unlink(key(1))
+        self.assertEqual(len(self.spill._outdated), 1)
+        self.disk.write(key(1), b"newer", b"x")
+        self.spill.forget(key(1))  # as the store does whenever something is written
+        self.jobs.pop()()
+        self.assertTrue(self.is_on_disk(1))
+
     def test_what_waits_is_bounded_in_number_and_bytes(self) -> None:
         place = self.place(1)
         for size in (1, 100_000):

@@ -77,6 +77,7 @@ class PlanTests(SynchronousTestCase):
             ((b"Content-Type: multipart/byteranges; boundary=x",), True), ((text, part % 499), False),
             ((b"Content-Type: image/png", part % 1000), False), ((text, part % 1000, b"Content-Encoding: gzip"), False),
             ((text, part % 1000, b"Cache-Control: no-transform"), False),
+            ((text, b"Content-Range: bytes 0-3/" + b"9" * 5000), True),
         ):  # fmt: skip
             made = exchange((b"accept-encoding", b"gzip"))
             head = self.ours.on_response(made, response(*lines, status=status))

@@ -25,7 +25,7 @@ from twistedproxy.http.cache.files import MAX_META
 from twistedproxy.http.cache.fills import Fill, FillState
 from twistedproxy.http.cache.kept import Kept
 from twistedproxy.http.cache.neighbours import Neighbours, RemoteFill
-from twistedproxy.http.cache.purges import KEPT_S, Purge, Purges, Verdict
+from twistedproxy.http.cache.purges import KEPT_S, Purge, Purges, Verdict, covers
 from twistedproxy.http.cache.ready import is_given_at_once
 from twistedproxy.http.cache.stored import CorruptEntry, Flag, Stored
 from twistedproxy.http.destination import Destination
@@ -221,7 +221,7 @@ class Cache:
         if neighbours is not None and self._distrusted.get(key, 0.0) <= self.seconds():
             holder = neighbours.claim(key)
             is_claimed = holder < 0
-            fill = neighbours.follow(self, key, leader.primary, holder) if holder >= 0 else None
+            fill = neighbours.follow(self, key, leader, holder) if holder >= 0 else None
         if fill is None:
             fill = Fill(self, key, leader, stale)
             if is_claimed and neighbours is not None:
@@ -234,16 +234,15 @@ class Cache:
         return key not in self.fills and (self.neighbours is None or self.neighbours.holder(key) < 0)
 
     def fill_over(self, fill: Fill | RemoteFill) -> None:
-        if self.fills.get(fill.key) is fill:
-            del self.fills[fill.key]
+        self._hide(fill)
         self._varying.pop(fill.primary, None)
-        if self.neighbours is not None and isinstance(fill, Fill):
-            self.neighbours.release(fill)
 
     def prefer(self, fill: Fill | RemoteFill) -> None:
         """`fill` has its answer: whoever gave it up, and waits for one that was begun later, may have this one."""
         rival = self.fills.get(fill.key)
         if rival is None or rival is fill or rival.state is not FillState.ASKING:
+            return
+        if fill.entry is not None and self.purges.verdict(fill.entry) is not Verdict.GOOD:
             return
         if fill.state is FillState.KEEPING:
             self.fills[fill.key] = fill
@@ -280,7 +279,8 @@ class Cache:
             if self.fills.get(fill.key) is fill:
                 del self.fills[fill.key]
             fill.key = entry.key
-            self.fills.setdefault(fill.key, fill)
+            if self.purges.verdict(entry) is Verdict.GOOD:
+                self.fills.setdefault(fill.key, fill)
 
     def keep(self, fill: Fill, entry: Entry, body: bytes) -> bool:
         """All of a small answer is there. False: it cannot be kept."""
@@ -290,9 +290,7 @@ class Cache:
             except ValueError:
                 return False  # another length was announced
         entry.copy = self.store.put(entry.key, entry.to_meta(), body)
-        if entry.copy is not None:
-            entry.copy.value = entry
-        elif self.store.disk is None or not self.store.is_on_disk:
+        if entry.copy is None and (self.store.disk is None or not self.store.is_on_disk):
             return False
         if entry.stored.vary:
             self.kept(fill, entry)
@@ -300,9 +298,9 @@ class Cache:
 
     def why_untrue(self, fill: Fill | RemoteFill, entry: Entry) -> str:
         """Why what `fill` brings is not given to anybody else, though it may be kept; "" when it is."""
-        if fill.is_forgotten:
-            return "invalidated"
-        return "purged" if self.purges.verdict(entry) is Verdict.GONE else ""
+        if self.purges.verdict(entry) is Verdict.GONE:
+            return "purged"
+        return "invalidated" if fill.is_forgotten else ""
 
     def kept(self, fill: Fill, entry: Entry) -> None:
         """It is in the store: note it among the variants of its URL."""
@@ -313,9 +311,7 @@ class Cache:
         variants = known.variants if isinstance(known, VariantList) else keys.Variants()
         for forgotten in variants.add(names, entry.key):
             self.store.remove(forgotten)
-        copy = self.store.put(fill.primary, VariantList(variants).to_meta(), b"")
-        if copy is not None:
-            copy.value = VariantList(variants, copy)
+        self.store.put(fill.primary, VariantList(variants).to_meta(), b"")
 
     def is_kept_whole(self, entry: Entry, size: int) -> bool:
         """The file of a large answer is complete with `size` bytes: is that what the server announced?"""
@@ -332,8 +328,11 @@ class Cache:
         if stored.flags & Flag.DROP:
             self.store.remove(entry.key)
         elif keeps:
-            renewed.copy = self.store.renew(entry.copy, renewed.to_meta()) or entry.copy
-            renewed.copy.value = renewed
+            copy = self.store.renew(entry.copy, renewed.to_meta())
+            if copy is not None:
+                renewed.copy = copy
+            elif entry.copy.value is entry:  # no memory takes it, so at least we know
+                entry.copy.value = renewed
         return renewed
 
     # What must not be kept
@@ -363,8 +362,18 @@ class Cache:
 
     def purge(self, by: str, what: str, at: float, is_soft: bool) -> None:
         """Do not give any more what this covers and was asked for before `at`."""
-        self.purges.add(Purge(by, what, at, is_soft))
+        purge = Purge(by, what, at, is_soft)
+        self.purges.add(purge)
         self.purges.forget_before(self.now() - KEPT_S)
+        for fill in tuple(self.fills.values()):
+            if covers(purge, fill.url, None if fill.entry is None else fill.entry.stored.tags):
+                # Who waits for it gets it; who comes from now on begins another.
+                fill.is_forgotten = fill.is_forgotten or not is_soft
+                self._hide(fill)
 
-    def count(self, site: str, result: str) -> None:
-        self.counts[(site, result)] += 1
+    def _hide(self, fill: Fill | RemoteFill) -> None:
+        """Nobody finds `fill` any more."""
+        if self.fills.get(fill.key) is fill:
+            del self.fills[fill.key]
+        if self.neighbours is not None and isinstance(fill, Fill):
+            self.neighbours.release(fill)

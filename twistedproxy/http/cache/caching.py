@@ -478,7 +478,7 @@ class CachingExchange(SendingExchange):
             return
         super()._finish(now)
         if self._result:
-            self.cache.count(self.site, self._result)
+            self.cache.counts[self.site, self._result] += 1
         self._leave_fill()
 
 

@@ -290,6 +290,20 @@ class Writer:
             self.on_finished(self.key)
         return True
 
+    def leave(self) -> None:
+        """The body is complete and is not to be kept: whoever has it open already reads it to its end."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            os.pwrite(fd, LENGTH.pack(self.size), LENGTH_AT)
+            os.unlink(self.path)
+        except OSError as e:
+            e.filename = e.filename or self.path
+            self._disk.writing.fail(e)
+        finally:
+            os.close(fd)
+
     def abort(self) -> None:
         """The object is not to be kept; readers see that it is broken. Harmless after the end."""
         if getattr(self, "_fd", -1) >= 0:

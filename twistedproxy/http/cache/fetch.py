@@ -134,19 +134,21 @@ class Fetch(ActingExchange):
             self._finish()
 
     def response_data(self, data: bytes, is_done: bool) -> None:
+        fill = self.fill
         if is_done:
             self._finish()
-        self.fill.data(data)
+        fill.data(data)
         if is_done:
-            self.fill.ended()
+            fill.ended()
 
     def fail(self, error: ProxyError) -> None:
         if self.state is State.DONE:
             return
+        fill = self.fill
         self.error = error
         self._finish()
-        if self.fill.fetch is self and self.fill.is_open:
-            self.fill.failed(error)
+        if fill.fetch is self and fill.is_open:
+            fill.failed(error)
 
     @property
     def server_address(self) -> str:
@@ -158,7 +160,11 @@ class Fetch(ActingExchange):
     def _finish(self, now: float = 0.0) -> None:
         if self._lease is not None:
             self._asked = self._lease.server.address
+        if self.state is State.DONE:
+            return
         super()._finish(now)
+        # The fill leads here too, and has a file open, which is to be closed with the last who reads it, not by the collector.
+        del self.fill
 
 
 def _constant(value: bytes) -> Any:

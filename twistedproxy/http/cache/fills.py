@@ -110,6 +110,7 @@ class Followed:
     """Of the body, as `body_length_for` says it."""
     size = 0
     """Bytes of the body that have come."""
+    url: bytes
     is_forgotten = False
     """What it fills was invalidated meanwhile: it is not kept."""
     claimed_key = b""
@@ -173,7 +174,7 @@ class Fill(Followed):
         self.key = key
         self.leader = leader
         self.request: RequestHead = leader.head
-        self.url: bytes = leader.url
+        self.url = leader.url
         self.primary: bytes = leader.primary
         self.settings = leader.settings
         self.stale = stale
@@ -434,6 +435,8 @@ class Fill(Followed):
         writer, self._writer = self._writer, None
         if writer is not None:
             self._base = self._in_file = self.size  # what was written can be read for as long as the file is open
+            if not self.size:
+                self._file = None
             writer.abort()
         self.not_kept = why
         self._move(FillState.PASSING)
@@ -444,7 +447,7 @@ class Fill(Followed):
         assert entry is not None
         if self.is_forgotten:
             if writer is not None:
-                writer.abort()
+                writer.leave()
         elif writer is None:
             if not self.cache.keep(self, entry, bytes(self._memory)):
                 self.not_kept = STORE_FAILED

@@ -92,9 +92,11 @@ class Neighbours:
 
     # Words
 
-    def follow(self, cache: Cache, key: bytes, primary: bytes, slot: int) -> RemoteFill | None:
-        """What worker `slot` fills; None: it cannot be told."""
-        fill = RemoteFill(cache, key, primary, self)
+    def follow(self, cache: Cache, key: bytes, leader: Any, slot: int) -> RemoteFill | None:
+        """What worker `slot` fills; None: it cannot be told, or would be mistaken for what we still follow from before a purge."""
+        if key in self._followed:
+            return None
+        fill = RemoteFill(cache, key, leader, self)
         if not self.say(slot, FOLLOW, key):
             return None
         self._followed[key] = fill
@@ -171,12 +173,15 @@ class RemoteFollower:
         if self in self._fill.followers:
             self._fill.detach(self)
 
+    def _say_last(self, word: int, number: int = 0) -> None:
+        self._say(word, number)
+        self._leave()
+
     def fill_began(self, fill: Any) -> None:
         if fill.is_complete:
-            self._say(GONE)
+            self._say_last(GONE)
         elif fill.state is not FillState.KEEPING:
-            self._say(PASS)
-            self._leave()
+            self._say_last(PASS)
         elif fill.share():
             self._reads_along = True
             self._say(GREW, fill.size, fill.path)
@@ -187,17 +192,16 @@ class RemoteFollower:
             if self._reads_along:
                 self._say(GREW, fill.size, fill.path)
         else:  # it cannot be kept, as it turned out
-            self._say(FAILED if self._reads_along else PASS)
-            self._leave()
+            self._say_last(FAILED if self._reads_along else PASS)
 
     def fill_ended(self) -> None:
-        self._say(DONE if self._reads_along else GONE, self._fill.size)
+        self._say_last(DONE if self._reads_along else GONE, self._fill.size)
 
     def fill_renewed(self, entry: Entry) -> None:
-        self._say(GONE)
+        self._say_last(GONE)
 
     def fill_failed(self, error: ProxyError) -> None:
-        self._say(FAILED if self._reads_along else GONE)
+        self._say_last(FAILED if self._reads_along else GONE)
 
     def fill_released(self) -> None:
         self._say(PASS)
@@ -206,11 +210,12 @@ class RemoteFollower:
 class RemoteFill(Timed, Followed):
     """A fill of another worker, for the exchanges here that follow it."""
 
-    def __init__(self, cache: Cache, key: bytes, primary: bytes, neighbours: Neighbours) -> None:
+    def __init__(self, cache: Cache, key: bytes, leader: Any, neighbours: Neighbours) -> None:
         super().__init__()
         self.cache = cache
         self.key = self.claimed_key = key
-        self.primary = primary
+        self.primary = leader.primary
+        self.url = leader.url
         self.followers: dict[Follower, None] = {}
         self.started = cache.seconds()
         self._neighbours = neighbours

@@ -102,23 +102,23 @@ class Purges:
         worst = Verdict.GOOD
         # The latest ones: as many as have come since, or more where one took the place of another.
         for purge in islice(reversed(self._purges.values()), self.count - entry.purges_seen):
-            if entry.asked_at <= purge.at and _covers(purge, entry):
+            if entry.asked_at <= purge.at and covers(purge, entry.url, entry.stored.tags):
                 if not purge.is_soft:
                     return Verdict.GONE
-                if entry.stored.stored_at <= purge.at:
-                    worst = Verdict.STALE
+                worst = Verdict.STALE
         if worst is Verdict.GOOD:
             entry.purges_seen = self.count
         return worst
 
 
-def _covers(purge: Purge, entry: Entry) -> bool:
+def covers(purge: Purge, url: bytes, tags: tuple[bytes, ...] | None) -> bool:
+    """Whether it is a purge of this; without `tags` nobody knows yet, and any may be among them."""
     if purge.by == "url":
-        return entry.url == purge.what.encode()
+        return url == purge.what.encode()
     if purge.by == "prefix":
-        return entry.url.startswith(purge.what.encode())
+        return url.startswith(purge.what.encode())
     if purge.by == "tag":
-        return purge.what.encode() in entry.stored.tags
+        return tags is None or purge.what.encode() in tags
     return True
 
 

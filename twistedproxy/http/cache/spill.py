@@ -7,7 +7,6 @@ has put it down.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -33,7 +32,7 @@ class Spill:
         """For what the thread shares with us: the two queues and whether it runs."""
         self._waiting: dict[bytes, tuple[Place, bytes, bytes]] = {}
         self._waiting_bytes = 0
-        self._outdated: deque[bytes] = deque()
+        self._outdated: dict[bytes, None] = {}
         self._is_working = False
 
     def write(self, place: Place, meta: bytes, body: bytes) -> None:
@@ -53,16 +52,17 @@ class Spill:
     def unlink(self, key: bytes) -> None:
         """What is on disk is older than what memory has: it would be found when that is dropped."""
         with self._lock:
-            self._outdated.append(key)
+            self._outdated[key] = None
             is_idle, self._is_working = not self._is_working, True
         if is_idle:
             self._in_thread(self._work)
 
     def forget(self, key: bytes) -> None:
-        """It need not be written any more."""
-        if self._waiting:
+        """Nothing is to be done about `key` any more: there is something newer, or nothing."""
+        if self._waiting or self._outdated:
             with self._lock:
                 self._drop(key)
+                self._outdated.pop(key, None)
 
     def _drop(self, key: bytes) -> None:
         waiting = self._waiting.pop(key, None)
@@ -75,8 +75,10 @@ class Spill:
         try:
             while True:
                 with self._lock:
-                    outdated = self._outdated.popleft() if self._outdated else None
-                    if outdated is None:
+                    outdated = next(iter(self._outdated), None)
+                    if outdated is not None:
+                        del self._outdated[outdated]
+                    else:
                         if not self._waiting:
                             self._is_working = False
                             return

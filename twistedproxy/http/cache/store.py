@@ -195,6 +195,8 @@ class Store:
         copy = self._held.pop(key, None)
         if copy is not None and copy.reader is not None:
             self._open.pop(key, None)
+            if self._last is copy:
+                self._last = None
             copy.value = None  # it may lead back here; but a file is closed with the last who sends from it, not by the collector
 
     # Files whose meta was renewed
@@ -310,6 +312,14 @@ class Store:
         """This process is one of `count` that keep things; call it again once a second (`Arena.own`)."""
         if self.arena is not None:
             self.arena.own(count)
+
+    def let_go(self) -> None:
+        """Close the files that were evicted or removed, by whomever; call it once a second, or they take up the disk for as long as nobody
+        asks for them."""
+        for key, copy in list(self._open.items()):
+            assert copy.reader is not None
+            if not copy.reader.is_linked:
+                self._forget(key)
 
     def release(self) -> None:
         """This worker drains: it goes on reading and puts nothing into memory any more."""

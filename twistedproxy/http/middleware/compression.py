@@ -133,7 +133,7 @@ class Compression:
         if _says_no(head) or (coded and coded not in self._decodable):
             return head
         size = (head.get(b"content-range") or b"").rpartition(b"/")[2]
-        is_small = not coded and size.isdigit() and int(size) < max(self._min_size, 1)
+        is_small = not coded and size.isdigit() and len(size) < 19 and int(size) < max(self._min_size, 1)
         kind: bytes = head.get(b"content-type") or b""
         may_change = coded or self._is_wanted(head) or kind[: len(_PARTS)].lower() == _PARTS  # of which only the parts say the type
         return as_planned(AS_IT_IS, head) if may_change and not is_small else head
