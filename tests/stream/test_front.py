@@ -142,10 +142,14 @@ class Announced(Front):
         server.close()
         self.assertEqual(self.loop.read_all(proxy), b"answer")
 
-    def test_draining_and_cutting_do_not_wait_for_a_header(self):
-        for end in ("drain", "cut"):
-            self.serve(accept_proxy=("127.0.0.1",))
-            proxy = self.client()
-            getattr(self.front, end)()
-            self.assertTrue(self.is_closed(proxy))
-            self.assertEqual((self.front.open, len(self.closed)), (0, 1))
+    def test_UP_who_has_come_before_a_drain_becomes_a_session_and_a_cut_waits_for_nobody(self):
+        self.serve(accept_proxy=("127.0.0.1",))
+        proxy = self.client()
+        self.front.drain()
+        proxy.sendall(b"PROXY UNKNOWN\r\nrequest")
+        self.assertEqual(self.loop.read_all(self.served(), 7), b"request")
+        self.serve(accept_proxy=("127.0.0.1",))
+        proxy = self.client()
+        self.front.cut()
+        self.assertTrue(self.is_closed(proxy))
+        self.assertEqual(self.front.open, 0)

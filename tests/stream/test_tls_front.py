@@ -119,15 +119,19 @@ class TlsFronts(SynchronousTestCase):
         server.sendall(b"S")
         self.assertEqual(self.loop.read_all(server, len(hello)), hello)
 
-    def test_silence_is_cut_at_preread_and_drain_lets_go(self):
+    def test_silence_is_cut_at_preread_and_a_hello_in_the_middle_of_a_drain_is_not(self):
         self.serve((("a.example", "one"),), timeouts=Timeouts(preread_s=3.0))
         self.client().sendall(b"\x16\x03")
         self.loop.travel(3.3)
         self.assertEqual(self.front.open, 0)
         self.assertEqual(self.metrics.rejected["tls_timeout"], 1)
-        self.client()
+        hello = greeting("a.example")
+        client = self.client()
+        client.sendall(hello[:20])
+        self.loop.turns(3)
         self.front.drain()
-        self.assertEqual((self.front.open, len(self.closed)), (0, 2))
+        client.sendall(hello[20:])
+        self.assertEqual(self.loop.read_all(self.served("one"), len(hello)), hello)
 
     def test_who_is_kept_out_is_kept_out_before_tls(self):
         self.serve((("a.example", "one"),), deny=("203.0.113.0/24",), accept_proxy=("10.0.0.0/8",))

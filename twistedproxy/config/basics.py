@@ -49,7 +49,7 @@ class Timeouts(Section):
     tcp_idle: _Seconds = key("1h", "A TCP session without a byte in either direction.", reload=NEW)
     websocket_idle: _Seconds = key("10m", "A WebSocket or other tunnel without a byte in either direction.", reload=NEW)
     half_closed: _Seconds = key("60s", "A TCP session of which one direction is closed, without a byte in the other.", reload=NEW)
-    preread: _Seconds = key("3s", "A PROXY header or ClientHello is complete.", reload=NEW)
+    preread: _Seconds = key("3s", "A PROXY header, a ClientHello, or what a PostgreSQL client begins with is complete.", reload=NEW)
     drain_http: _Drain = key("30s", "Requests in flight may finish when the proxy stops or their server is removed.", reload=LIVE)
     drain_tcp: _Drain = key("300s", "The same for TCP sessions and tunnels.", reload=LIVE)
 

@@ -46,7 +46,6 @@ class StreamFront:
         self.access_log = access_log
         self.address = listener.address
         self.timeouts = listener.timeouts
-        self.is_draining = False
         self._allow = Networks(listener.allow)
         self._deny = Networks(listener.deny)
         self._accept_proxy = Networks(listener.accept_proxy)
@@ -154,10 +153,8 @@ class StreamFront:
             )
 
     def drain(self) -> None:
-        """Nothing new will come. Open sessions are left alone: a database session has no good moment to be closed at."""
-        self.is_draining = True
-        for reader in tuple(self._readers):
-            reader.abort()
+        """Nothing new will come. What has come is left alone: a database session has no good moment to be closed at, and one that is about
+        to begin will have done so by its deadline."""
 
     def cut(self) -> None:
         """Time is up: end everything that is still open."""

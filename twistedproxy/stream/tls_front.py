@@ -106,11 +106,6 @@ class TlsStreamFront(StreamFront):
         self._arrivals.discard(arrival)
         self._rejected(arrival.ip, error)
 
-    def drain(self) -> None:
-        super().drain()
-        for arrival in tuple(self._arrivals):
-            arrival.cut()
-
     def cut(self) -> None:
         for arrival in tuple(self._arrivals):
             arrival.cut()
