@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from acme import client, messages
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,6 +23,7 @@ from twistedproxy.supervisor.acme_client import (
     NotIssued,
     Suggestion,
     handshake_challenge,
+    network,
     new_key,
     order,
     suggestion,
@@ -126,6 +128,24 @@ class Clients(SynchronousTestCase):
             self.assertIn("https://127.0.0.1:1/dir", str(caught.exception))
         self.assertEqual(told, [])
         self.assertEqual(os.stat(account).st_mode & 0o777, 0o600)
+
+    def test_nonces_refused_in_a_row_end_no_order_and_other_refusals_do(self):
+        """An authority behind a load balancer may know nothing of the nonce its neighbour gave out."""
+        for code, refused, told in (("badNonce", 9, "answer"), ("badNonce", 100, None), ("malformed", 1, None)):
+            asked = []
+
+            def post_once(net, url, code=code, refused=refused, asked=asked):
+                asked.append(url)
+                if len(asked) <= refused:
+                    raise messages.Error.with_code(code, detail="no")
+                return "answer"
+
+            self.patch(client.ClientNetwork, "_post_once", post_once)
+            if told is None:
+                self.assertRaises(messages.Error, network(None).post, "https://ca/order")
+                self.assertEqual(len(asked), 1 if code == "malformed" else 12)
+            else:
+                self.assertEqual(network(None).post("https://ca/order"), told)
 
     def test_every_key_is_a_new_one(self):
         self.assertNotEqual(new_key(), new_key())

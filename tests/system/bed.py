@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], T], what: str, within: float = 15.0) -> T
         if value:
             return value
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {within:g} s for {what}")
+            raise TimeoutError(f"waited {within:g} s for {what}")
         time.sleep(0.02)
 
 
@@ -101,7 +101,7 @@ class Part:
         return self.log_file.read_text(errors="replace")
 
     def wait_for(self, condition: Callable[[], T], what: str, within: float = 20.0) -> T:
-        """`wait_until`, but a program that ended meanwhile fails at once with its last words."""
+        """`wait_until`, but with the program's last words; one that ended meanwhile fails at once."""
 
         def still() -> T:
             value = condition()
@@ -109,7 +109,10 @@ class Part:
                 pytest.fail(f"{type(self).__name__} ended with {self.process.returncode} before {what}:\n{self.log[-3000:]}")
             return value
 
-        return wait_until(still, what, within)
+        try:
+            return wait_until(still, what, within)
+        except TimeoutError as e:
+            pytest.fail(f"{e}:\n{self.log[-3000:]}")
 
     def stop(self, within: float = 15.0) -> int | None:
         """Ask the program to end, make it end after `within` seconds; its exit code."""

@@ -305,7 +305,7 @@ def test_certificates_from_a_real_authority_and_their_renewal_under_load(proxy, 
         issuer = shown(site).issuer.rfc4514_string()
         assert "placeholder" in issuer or "Pebble" in issuer
     for site in sites:
-        bed.wait_until(lambda site=site: "Pebble" in shown(site).issuer.rfc4514_string(), f"Pebble's certificate for {site}", 40)
+        made.wait_for(lambda site=site: "Pebble" in shown(site).issuer.rfc4514_string(), f"Pebble's certificate for {site}", 40)
     kept = {site: made.state / "acme" / f"{site}.pem" for site in sites}
     assert {file.stat().st_mode & 0o777 for file in made.state.glob("acme/*")} == {0o600}
     assert len(list(made.state.glob("acme/account-*.key"))) == 2
@@ -338,10 +338,10 @@ def test_certificates_from_a_real_authority_and_their_renewal_under_load(proxy, 
     for visitor in visitors:
         visitor.start()
     try:
-        bed.wait_until(lambda: all(serials.values()), "clients of both sites")
+        made.wait_for(lambda: all(serials.values()), "clients of both sites")
         made.write(config.replace('"www.alpn', '"also.alpn.example", "www.alpn'))
         assert made.ask("POST", "/api/v1/config/reload", {})[0] == 200
-        bed.wait_until(lambda: len(serials["alpn.example"]) == 2, "the renewed certificate", 40)
+        made.wait_for(lambda: len(serials["alpn.example"]) == 2, "the renewed certificate", 40)
     finally:
         stop.set()
         for visitor in visitors:

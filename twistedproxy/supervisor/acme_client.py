@@ -30,6 +30,8 @@ LONGEST_ORDER_S = 180.0
 PUBLISHED_S = 0.5
 """Until every worker knows an answer."""
 TIMEOUT_S = 30
+MOST_NONCES = 10
+"""That may be refused in a row."""
 ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _UNKNOWN_S = 6 * 3600.0
 """So long an authority that could not be asked is left alone."""
@@ -153,13 +155,31 @@ def handshake_challenge(host: str, proof: str) -> HandshakeChallengeSet:
     return HandshakeChallengeSet(host, certificate.public_bytes(Encoding.PEM).decode(), key_pem.decode())
 
 
-def _connected(settings: Acme, account_key: Any) -> Any:
-    from acme import client  # noqa: PLC0415 - extra `acme`
+def network(account_key: Any) -> Any:
+    """The library's, which asks once more when a nonce is refused. An authority of several machines may refuse some in a row, and that is
+    no reason to give an order up (RFC 8555 6.5)."""
+    from acme import client, messages  # noqa: PLC0415 - extra `acme`
     from josepy.jwa import ES256  # noqa: PLC0415
 
-    net = client.ClientNetwork(account_key, alg=ES256, user_agent="twistedproxy", timeout=TIMEOUT_S)
+    class Network(client.ClientNetwork):
+        def post(self, *args: Any, **kwargs: Any) -> Any:
+            for _ in range(MOST_NONCES // 2):
+                try:
+                    return super().post(*args, **kwargs)
+                except messages.Error as error:
+                    if error.code != "badNonce":
+                        raise
+            return super().post(*args, **kwargs)
+
+    return Network(account_key, alg=ES256, user_agent="twistedproxy", timeout=TIMEOUT_S)
+
+
+def _connected(settings: Acme, account_key: Any) -> Any:
+    from acme import client  # noqa: PLC0415 - extra `acme`
+
+    net = network(account_key)
     if settings.ca:
-        net.verify_ssl = settings.ca  # type: ignore[assignment]  # requests takes a file as well
+        net.verify_ssl = settings.ca  # requests takes a file as well
     return client.ClientV2(client.ClientV2.get_directory(settings.directory, net), net)
 
 
