@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twistedproxy.config.model import Acme
 from twistedproxy.supervisor.acme_client import (
     ACME_IDENTIFIER,
+    MOST_NONCES,
     NotIssued,
     Suggestion,
     handshake_challenge,
@@ -143,7 +144,7 @@ class Clients(SynchronousTestCase):
             self.patch(client.ClientNetwork, "_post_once", post_once)
             if told is None:
                 self.assertRaises(messages.Error, network(None).post, "https://ca/order")
-                self.assertEqual(len(asked), 1 if code == "malformed" else 12)
+                self.assertEqual(len(asked), 1 if code == "malformed" else MOST_NONCES)
             else:
                 self.assertEqual(network(None).post("https://ca/order"), told)
 

@@ -31,7 +31,7 @@ PUBLISHED_S = 0.5
 """Until every worker knows an answer."""
 TIMEOUT_S = 30
 MOST_NONCES = 10
-"""That may be refused in a row."""
+"""Tried for one request at most."""
 ACME_IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 _UNKNOWN_S = 6 * 3600.0
 """So long an authority that could not be asked is left alone."""
@@ -163,13 +163,14 @@ def network(account_key: Any) -> Any:
 
     class Network(client.ClientNetwork):
         def post(self, *args: Any, **kwargs: Any) -> Any:
-            for _ in range(MOST_NONCES // 2):
+            tried = 0
+            while True:
                 try:
                     return super().post(*args, **kwargs)
                 except messages.Error as error:
-                    if error.code != "badNonce":
+                    tried += 2
+                    if error.code != "badNonce" or tried >= MOST_NONCES:
                         raise
-            return super().post(*args, **kwargs)
 
     return Network(account_key, alg=ES256, user_agent="twistedproxy", timeout=TIMEOUT_S)
 

@@ -290,7 +290,7 @@ class Cache:
             except ValueError:
                 return False  # another length was announced
         entry.copy = self.store.put(entry.key, entry.to_meta(), body)
-        if entry.copy is None and (self.store.disk is None or not self.store.is_on_disk):
+        if entry.copy is None and not self.store.is_on_disk:
             return False
         if entry.stored.vary:
             self.kept(fill, entry)
@@ -338,9 +338,8 @@ class Cache:
     # What must not be kept
 
     def give_up(self, fill: Fill | RemoteFill) -> None:
-        """Nobody waits for this fill any longer: the next request begins another."""
-        if self.fills.get(fill.key) is fill:
-            del self.fills[fill.key]
+        """Nobody waits for this fill any longer, here or in another worker: the next request begins another."""
+        self._hide(fill)
         self.distrust(fill.key)
 
     def invalidate(self, exchange: Any, head: ResponseHead) -> None:

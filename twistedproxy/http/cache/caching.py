@@ -85,10 +85,11 @@ class CachingExchange(SendingExchange):
         client, authority = self.connection.client, head.authority
         scheme = b"http" if client.tls is None else b"https"
         scope = cache.scope(decision)
-        self.url = url_of(scheme, authority, head.path, head.query)
         if client.is_trusted:
             scope += keys.claims(head)
             self.url = url_of(*keys.outside(head, scheme), head.path, head.query)
+        else:
+            self.url = url_of(scheme, authority, head.path, head.query)
         self.primary = keys.primary(scheme, authority, head.path, head.query, scope)
         if bypass is not None:
             return self._goes_past(Forwarded.METHOD if bypass is policy.Bypass.METHOD else Forwarded.BYPASS, bypass.value)
